@@ -1,0 +1,213 @@
+// Activations over contiguous values, in place: h = act(z), and for backward also d = act'(z).
+// Each functor has value(x, parameter) and both(x, parameter); both() shares the expensive part.
+#pragma once
+
+#include "../../target_net.h"
+#include "math.h"
+
+namespace hyperfast {
+namespace HF_ISA {
+
+template <class T>
+struct ValueAndSlope {
+  Vec<T> value;
+  Vec<T> slope;
+};
+
+struct Relu {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return x <= T(0) ? splat(T(0)) : x;  // a NaN passes
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    return {x <= T(0) ? splat(T(0)) : x, x <= T(0) ? splat(T(0)) : splat(T(1))};
+  }
+};
+
+struct LeakyRelu {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T slope) {
+    return x > T(0) ? x : x * slope;
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T slope) {
+    return {x > T(0) ? x : x * slope, x > T(0) ? splat(T(1)) : splat(slope)};
+  }
+};
+
+struct Elu {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T alpha) {
+    return x > T(0) ? x : alpha * vexpm1(x);
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T alpha) {
+    const Vec<T> negative = alpha * vexpm1(x);
+    return {x > T(0) ? x : negative, x > T(0) ? splat(T(1)) : negative + alpha};
+  }
+};
+
+struct Tanh {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return vtanh(x);
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    const Vec<T> t = vtanh(x);
+    return {t, T(1) - t * t};
+  }
+};
+
+struct Sigmoid {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return vsigmoid(x);
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    const Vec<T> s = vsigmoid(x);
+    return {s, s * (T(1) - s)};
+  }
+};
+
+struct Silu {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return x * vsigmoid(x);
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    const Vec<T> s = vsigmoid(x);
+    return {x * s, s * (T(1) + x * (T(1) - s))};
+  }
+};
+
+struct Gelu {
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return x * vnormal_cdf(x);
+  }
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    const Vec<T> cdf = vnormal_cdf(x);
+    const Vec<T> pdf = T(0.39894228040143267794) * vexp(T(-0.5) * x * x);
+    return {x * cdf, cdf + x * pdf};
+  }
+};
+
+struct GeluTanh {
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    constexpr T a = T(0.79788456080286535588), b = T(0.044715);
+    const Vec<T> t = vtanh(a * (x + b * x * x * x));
+    const Vec<T> half = T(0.5) * (T(1) + t);
+    return {x * half, half + T(0.5) * x * (T(1) - t * t) * (a * (T(1) + T(3) * b * x * x))};
+  }
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T parameter) {
+    return both<T>(x, parameter).value;
+  }
+};
+
+struct Cos {
+  HF_INLINE F value(F x, float) {
+    const Reduced a = reduce_cos(x);
+    return with_sign(sin_reduced(a.r), a.sign);
+  }
+  HF_INLINE ValueAndSlope<float> both(F x, float) {
+    const Reduced a = reduce_cos(x);
+    return {with_sign(sin_reduced(a.r), a.sign), with_sign(cos_reduced(a.r), a.sign)};
+  }
+  HF_INLINE D value(D x, double) {
+    return lane_by_lane(x, [](double v) { return __builtin_cos(v); });
+  }
+  HF_INLINE ValueAndSlope<double> both(D x, double) {
+    return {value(x, 0.0), lane_by_lane(x, [](double v) { return -__builtin_sin(v); })};
+  }
+};
+
+struct Sin {
+  HF_INLINE F value(F x, float) {
+    const Reduced a = reduce_sin(x);
+    return with_sign(sin_reduced(a.r), a.sign);
+  }
+  HF_INLINE ValueAndSlope<float> both(F x, float) {
+    const Reduced a = reduce_sin(x);
+    return {with_sign(sin_reduced(a.r), a.sign), with_sign(cos_reduced(a.r), a.sign)};
+  }
+  HF_INLINE D value(D x, double) {
+    return lane_by_lane(x, [](double v) { return __builtin_sin(v); });
+  }
+  HF_INLINE ValueAndSlope<double> both(D x, double) {
+    return {value(x, 0.0), lane_by_lane(x, [](double v) { return __builtin_cos(v); })};
+  }
+};
+
+template <class Function, class T>
+static void apply(T* z, T* slope, int64_t n, T parameter) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (slope) {
+    for (int64_t i = 0; i < n; i += lanes) {
+      const ValueAndSlope<T> a = Function::both(load(z + i), parameter);
+      store(z + i, a.value);
+      store(slope + i, a.slope);
+    }
+  } else {
+    for (int64_t i = 0; i < n; i += lanes) store(z + i, Function::value(load(z + i), parameter));
+  }
+}
+
+// Whether a value is too large (or not finite) for the polynomial reduction of cos and sin.
+HF_INLINE bool beyond_reduction(const float* z, int64_t n) {
+  I largest = {};
+  for (int64_t i = 0; i < n; i += kLanes<float>) {
+    const I magnitude = (I)load(z + i) & 0x7FFFFFFF;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const F bits = (F)largest;
+  for (int i = 0; i < kLanes<float>; ++i)
+    if (!(bits[i] < kReducible)) return true;
+  return false;
+}
+
+// The C library's cos and sin, for the rare block with an argument beyond the reduction.
+static void apply_libm(bool cosine, float* z, float* slope, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double c = __builtin_cos(double(z[i])), s = __builtin_sin(double(z[i]));
+    if (slope) slope[i] = float(cosine ? -s : c);
+    z[i] = float(cosine ? c : s);
+  }
+}
+HF_INLINE bool trigonometric_by_libm(bool cosine, float* z, float* slope, int64_t n) {
+  if (!beyond_reduction(z, n)) return false;
+  apply_libm(cosine, z, slope, n);
+  return true;
+}
+HF_INLINE bool trigonometric_by_libm(bool, double*, double*, int64_t) { return false; }
+
+// n is a multiple of kLanes<T>; slope may be null; identity leaves both alone.
+template <class T>
+static void activate(Activation activation, T parameter, T* z, T* slope, int64_t n) {
+  switch (activation) {
+    case Activation::identity: return;
+    case Activation::relu: return apply<Relu>(z, slope, n, parameter);
+    case Activation::leaky_relu: return apply<LeakyRelu>(z, slope, n, parameter);
+    case Activation::elu: return apply<Elu>(z, slope, n, parameter);
+    case Activation::tanh: return apply<Tanh>(z, slope, n, parameter);
+    case Activation::sigmoid: return apply<Sigmoid>(z, slope, n, parameter);
+    case Activation::gelu: return apply<Gelu>(z, slope, n, parameter);
+    case Activation::gelu_tanh: return apply<GeluTanh>(z, slope, n, parameter);
+    case Activation::silu: return apply<Silu>(z, slope, n, parameter);
+    case Activation::cos:
+      if (!trigonometric_by_libm(true, z, slope, n)) apply<Cos>(z, slope, n, parameter);
+      return;
+    case Activation::sin:
+      if (!trigonometric_by_libm(false, z, slope, n)) apply<Sin>(z, slope, n, parameter);
+      return;
+  }
+}
+
+}  // namespace HF_ISA
+}  // namespace hyperfast

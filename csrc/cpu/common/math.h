@@ -1,0 +1,129 @@
+// Vectorised elementary functions. float: our polynomials, each with its relative error (minimax fits,
+// before rounding). double: the C library lane by lane, exact enough to check gradients against.
+//
+// All of them are pure bit-for-bit functions of their lane, and let NaN through.
+#pragma once
+
+#include "vec.h"
+
+namespace hyperfast {
+namespace HF_ISA {
+
+typedef Vec<float> F;
+typedef VecOf<float>::integer I;
+typedef Vec<double> D;
+
+template <class V, class Function>
+HF_INLINE V lane_by_lane(V v, Function f) {
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = f(v[i]);
+  return v;
+}
+
+// Adding and subtracting 1.5 * 2^23 rounds a float to the nearest integer and leaves that integer in
+// the low bits of the sum. Reassociation would break it: never compile with -ffast-math.
+constexpr float kRound = 12582912.0f;
+
+// cos and sin reduce their argument by n * pi in three parts with trailing zeros, so that the products
+// are exact with and without FMA while n < 2^15.
+constexpr float kReducible = 1.0e5f;
+
+// r with x = r + n * pi, |r| <= pi / 2, and the sign bit (-1)^n.
+struct Reduced {
+  F r;
+  I sign;
+};
+HF_INLINE F minus_n_pi(F x, F n) {
+  x = x - n * 3.140625f;
+  x = x - n * 9.67502593994140625e-4f;
+  return x - n * 1.509957990978376432e-7f;
+}
+HF_INLINE Reduced reduce_sin(F x) {
+  const F t = x * 0.318309886f + kRound;
+  return {minus_n_pi(x, t - kRound), (I)t << 31};
+}
+// cos(x) = sin(x + pi/2): reducing by (n - 1/2) * pi keeps full accuracy at the zeros of cos.
+HF_INLINE Reduced reduce_cos(F x) {
+  const F t = (x * 0.318309886f + 0.5f) + kRound;
+  return {minus_n_pi(x, (t - kRound) - 0.5f), (I)t << 31};
+}
+HF_INLINE F with_sign(F v, I sign) { return (F)((I)v ^ sign); }
+
+// sin on [-pi/2, pi/2], relative error 6.1e-9.
+HF_INLINE F sin_reduced(F r) {
+  const F s = r * r;
+  F p = 2.605781219244818e-06f * s - 0.00019809603691101074f;
+  p = p * s + 0.00833306647837162f;
+  p = p * s - 0.16666659712791443f;
+  return r + (r * s) * p;
+}
+// cos on [-pi/2, pi/2], absolute error 2.5e-10.
+HF_INLINE F cos_reduced(F r) {
+  const F s = r * r;
+  F p = -2.6077111670019804e-07f * s + 2.4761886379565112e-05f;
+  p = p * s - 0.00138884037733078f;
+  p = p * s + 0.04166664183139801f;
+  p = p * s - 0.5f;
+  return p * s + 1.0f;
+}
+
+// x = r + n * ln 2; expm1(r) with relative error 3.1e-9; scale = 2^n. x must lie in [-87, 88].
+struct Exponential {
+  F expm1;
+  F scale;
+};
+HF_INLINE Exponential exponential(F x) {
+  const F t = x * 1.44269504f + kRound;
+  const F n = t - kRound;
+  const F r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  F p = 0.001381459878757596f * r + 0.008368715643882751f;
+  p = p * r + 0.04166838899254799f;
+  p = p * r + 0.1666652113199234f;
+  p = p * r + 0.4999999403953552f;
+  return {p * (r * r) + r, (F)(((I)t << 23) + 0x3F800000)};
+}
+HF_INLINE F clamp(F x, float low, float high) {
+  x = x > high ? splat(high) : x;
+  return x < low ? splat(low) : x;
+}
+
+HF_INLINE F vexp(F x) {
+  const Exponential e = exponential(clamp(x, -87.0f, 88.0f));
+  return e.expm1 * e.scale + e.scale;
+}
+HF_INLINE F vexpm1(F x) {
+  const Exponential e = exponential(clamp(x, -87.0f, 88.0f));
+  return e.expm1 * e.scale + (e.scale - 1.0f);
+}
+HF_INLINE F vsigmoid(F x) { return 1.0f / (1.0f + vexp(-x)); }
+HF_INLINE F vtanh(F x) {
+  const F e = vexpm1(2.0f * clamp(x, -20.0f, 20.0f));
+  return e / (e + 2.0f);
+}
+// The normal distribution function, erfc(-x / sqrt 2) / 2, with erfc(u) = t exp(P(t) - u^2),
+// t = 1 / (1 + u/2), relative error 2.7e-8. Unlike (1 + erf)/2 it keeps its digits for x << 0.
+HF_INLINE F vnormal_cdf(F x) {
+  const F u = clamp((F)((I)x & 0x7FFFFFFF) * 0.707106781f, 0.0f, 9.3f);
+  const F t = 1.0f / (1.0f + 0.5f * u);
+  F p = 0.10552161931991577f * t - 0.4606184959411621f;
+  p = p * t + 0.623238205909729f;
+  p = p * t + 0.03767407685518265f;
+  p = p * t - 0.710670530796051f;
+  p = p * t + 0.35102739930152893f;
+  p = p * t - 0.09045302867889404f;
+  p = p * t + 0.41436341404914856f;
+  p = p * t + 0.9951818585395813f;
+  p = p * t - 1.2652645111083984f;
+  const F tail = 0.5f * t * vexp(p - u * u);
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
+HF_INLINE D vexp(D x) { return lane_by_lane(x, [](double v) { return __builtin_exp(v); }); }
+HF_INLINE D vexpm1(D x) { return lane_by_lane(x, [](double v) { return __builtin_expm1(v); }); }
+HF_INLINE D vsigmoid(D x) { return 1.0 / (1.0 + vexp(-x)); }
+HF_INLINE D vtanh(D x) { return lane_by_lane(x, [](double v) { return __builtin_tanh(v); }); }
+HF_INLINE D vnormal_cdf(D x) {
+  return lane_by_lane(x, [](double v) { return 0.5 * __builtin_erfc(-0.70710678118654752440 * v); });
+}
+
+}  // namespace HF_ISA
+}  // namespace hyperfast

@@ -1,0 +1,389 @@
+// Batched MLP on the CPU: all layers of one network over a block of kBlock rows at a time, so that the
+// activations stay in L1 and L2. Weights are packed once per network, into [panel][k][lanes].
+//
+// Per row of one network, FLOPs: 2 * sum(in * out) forward; backward three times that (recomputed
+// activations, gradient to the inputs of every layer, gradient to theta). Bytes of main memory: x, theta
+// once, y forward; and gy, gx, gtheta backward. Nothing between the layers reaches main memory.
+#include "../target_net.h"
+
+#include "common/activation.h"
+#include "common/product.h"
+
+namespace hyperfast {
+namespace HF_ISA {
+
+// ---- scratch ------------------------------------------------------------------------------------
+
+struct Arena {
+  char* at;
+  template <class T>
+  T* take(int64_t n) {
+    char* begin = at;
+    at += round_up(n * int64_t(sizeof(T)), 64);
+    return reinterpret_cast<T*>(begin);
+  }
+};
+
+template <class T>
+static int64_t padded(int64_t features) {
+  return round_up(features, kPanel<T>);
+}
+
+static int64_t widest(const MlpProblem& p) {
+  int64_t width = p.layers[0].in;
+  for (int64_t l = 0; l < p.num_layers; ++l) width = max64(width, p.layers[l].out);
+  return width;
+}
+
+// Where the gradient of layer l starts in a padded gradient: weights [out][padded in], biases [padded out].
+template <class T>
+static int64_t gradient_offset(const MlpProblem& p, int64_t layer) {
+  int64_t offset = 0;
+  for (int64_t l = 0; l < layer; ++l)
+    offset += p.layers[l].out * padded<T>(p.layers[l].in) + padded<T>(p.layers[l].out);
+  return offset;
+}
+
+template <class T>
+static int64_t gradient_size(const MlpProblem& p) {
+  return gradient_offset<T>(p, p.num_layers);
+}
+
+template <class T>
+static int64_t workspace(const MlpProblem& p, bool backward) {
+  int64_t packed = 0, transposed = 0, hidden = padded<T>(p.layers[0].in), largest = 0;
+  for (int64_t l = 0; l < p.num_layers; ++l) {
+    const Layer& layer = p.layers[l];
+    packed += padded<T>(layer.out) * (layer.in + 1);
+    transposed += padded<T>(layer.in) * layer.out;
+    hidden += 2 * padded<T>(layer.out);
+    largest = max64(largest, layer.in * layer.out);
+  }
+  const int64_t width = padded<T>(widest(p));
+  int64_t values = packed + largest;
+  values += backward ? transposed + (hidden + 2 * width) * kBlock : 3 * width * kBlock;
+  return values * int64_t(sizeof(T)) + 64 * (8 + 6 * p.num_layers);  // rounding of every piece
+}
+
+// ---- weights ------------------------------------------------------------------------------------
+
+template <class T>
+struct PackedLayer {
+  const T* weight;      // [out panel][in][lanes]
+  const T* transposed;  // [in panel][out][lanes], backward only
+  const T* bias;        // [padded out], zero where the layer has none
+};
+
+template <class T>
+static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer& layer, int64_t network,
+                       bool transposed, T* scratch, Arena& arena) {
+  const Strided& theta = p.theta;
+  const int64_t row = network * theta.network_stride;
+  const T* w = row_in_place(element(theta.data, theta.type, row + layer.weight), theta.type, scratch,
+                            layer.in * layer.out);
+  T* weight = arena.take<T>(padded<T>(layer.out) * layer.in);
+  pack_transposed(weight, w, layer.out, layer.in);
+  T* other = nullptr;
+  if (transposed) {
+    other = arena.take<T>(padded<T>(layer.in) * layer.out);
+    pack_rows(other, w, layer.out, layer.in);
+  }
+  T* bias = arena.take<T>(padded<T>(layer.out));
+  for (int64_t i = 0; i < padded<T>(layer.out); ++i) bias[i] = T(0);
+  if (layer.bias >= 0) {
+    const Strided& from = p.bias.data ? p.bias : theta;
+    load_row(bias, element(from.data, from.type, network * from.network_stride + layer.bias), from.type,
+             layer.out);
+  }
+  *packed = {weight, other, bias};
+}
+
+// ---- forward ------------------------------------------------------------------------------------
+
+// Rows of a layer's input: in panels (jump = one panel), or row-major (chunk = all of k).
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t row_stride;
+  int64_t chunk;
+  int64_t jump;
+};
+template <class T>
+static Rows<T> in_panels(const T* panels) {
+  return {panels, kPanel<T>, kPanel<T>, kPanelStride<T>};
+}
+
+template <class T>
+struct LayerForward {
+  const Layer& layer;
+  const PackedLayer<T>& packed;
+  Rows<T> input;
+  T* output;  // panels
+  T* slope;   // panels, or null
+  int64_t rows;
+
+  template <int MR, int NP>
+  __attribute__((always_inline)) inline void run(int64_t row, int64_t panel) const {
+    Tile<T, MR, NP> c;
+    const T* bias = packed.bias + panel * kPanel<T>;
+    HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) {
+      const Vec<T> start = load(bias + j * kLanes<T>);
+      HF_UNROLL for (int i = 0; i < MR; ++i) c.v[i][j] = start;
+    }
+    const T* a[MR];
+    HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = input.data + (row + i) * input.row_stride;
+    const int64_t panel_size = layer.in * kPanel<T>;
+    multiply<1>(c, a, packed.weight + panel * panel_size, panel_size, layer.in, input.chunk, input.jump);
+    HF_UNROLL for (int p = 0; p < NP; ++p) {
+      T* to = output + (panel + p) * kPanelStride<T> + row * kPanel<T>;
+      HF_UNROLL for (int i = 0; i < MR; ++i)
+        HF_UNROLL for (int j = 0; j < kRegs; ++j)
+          store(to + i * kPanel<T> + j * kLanes<T>, c.v[i][p * kRegs + j]);
+    }
+  }
+  void finish(int64_t panel, int64_t panels) const {
+    for (int64_t p = panel; p < panel + panels; ++p)
+      activate(layer.activation, T(layer.parameter), output + p * kPanelStride<T>,
+               slope ? slope + p * kPanelStride<T> : nullptr, rows * kPanel<T>);
+  }
+};
+
+template <class T>
+static void forward_layer(const Layer& layer, const PackedLayer<T>& packed, Rows<T> input, T* output,
+                          T* slope, int64_t rows) {
+  for_tiles(LayerForward<T>{layer, packed, input, output, slope, rows},
+            padded<T>(layer.out) / kPanel<T>, rows);
+}
+
+template <class T>
+static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t end, void* y, void* scratch) {
+  Arena arena{static_cast<char*>(scratch)};
+  int64_t largest = 0;
+  for (int64_t l = 0; l < p.num_layers; ++l) largest = max64(largest, p.layers[l].in * p.layers[l].out);
+  T* converted = arena.take<T>(largest);
+  PackedLayer<T>* packed = arena.take<PackedLayer<T>>(p.num_layers);
+  for (int64_t l = 0; l < p.num_layers; ++l)
+    pack_layer(packed + l, p, p.layers[l], network, false, converted, arena);
+
+  const int64_t in = p.layers[0].in, out = p.layers[p.num_layers - 1].out;
+  const int64_t width = padded<T>(widest(p));
+  T* ping = arena.take<T>(width * kBlock);
+  T* pong = arena.take<T>(width * kBlock);
+  T* x_rows = arena.take<T>(in * kBlock);
+  const bool in_place = p.x.type == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+  for (int64_t r = begin; r < end; r += kBlock) {
+    const int64_t rows = min64(kBlock, end - r);
+    const void* x = element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride);
+    Rows<T> input{static_cast<const T*>(x), p.x.row_stride, in, 0};
+    if (!in_place) {
+      for (int64_t i = 0; i < rows; ++i)
+        load_row(x_rows + i * in, element(x, p.x.type, i * p.x.row_stride), p.x.type, in);
+      input = {x_rows, in, in, 0};
+    }
+    T* from = pong;
+    T* to = ping;
+    for (int64_t l = 0; l < p.num_layers; ++l) {
+      forward_layer<T>(p.layers[l], packed[l], input, to, nullptr, rows);
+      input = in_panels<T>(to);
+      T* swap = from;
+      from = to;
+      to = swap;
+    }
+    panels_to_rows(element(y, p.x.type, (network * p.rows + r) * out), p.x.type, from, rows, out, false);
+  }
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+// gh = gz W, then gz of the layer below = gh * slope below (slope null: 1).
+template <class T>
+struct InputGradient {
+  const Layer& layer;
+  const PackedLayer<T>& packed;
+  const T* gz;  // panels
+  T* output;    // panels
+  const T* slope;
+
+  template <int MR, int NP>
+  __attribute__((always_inline)) inline void run(int64_t row, int64_t panel) const {
+    Tile<T, MR, NP> c = {};
+    const T* a[MR];
+    HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = gz + (row + i) * kPanel<T>;
+    const int64_t panel_size = layer.out * kPanel<T>;
+    multiply<1>(c, a, packed.transposed + panel * panel_size, panel_size, layer.out, kPanel<T>,
+                kPanelStride<T>);
+    HF_UNROLL for (int p = 0; p < NP; ++p) {
+      const int64_t at = (panel + p) * kPanelStride<T> + row * kPanel<T>;
+      HF_UNROLL for (int i = 0; i < MR; ++i)
+        HF_UNROLL for (int j = 0; j < kRegs; ++j) {
+          const int64_t k = at + i * kPanel<T> + j * kLanes<T>;
+          Vec<T> g = c.v[i][p * kRegs + j];
+          if (slope) g *= load(slope + k);
+          store(output + k, g);
+        }
+    }
+  }
+  void finish(int64_t, int64_t) const {}
+};
+
+// gW[o] (+)= sum over rows of gz[row][o] * h[row].
+template <class T>
+struct WeightGradient {
+  const T* gz;  // panels
+  const T* h;   // panels
+  T* gradient;  // [out][stride]
+  int64_t stride;
+  int64_t rows;
+  bool add;
+
+  template <int MR, int NP>
+  __attribute__((always_inline)) inline void run(int64_t o, int64_t panel) const {
+    Tile<T, MR, NP> c = {};
+    T* to = gradient + o * stride + panel * kPanel<T>;
+    if (add)
+      HF_UNROLL for (int i = 0; i < MR; ++i)
+        HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] = load(to + i * stride + j * kLanes<T>);
+    const T* a[MR];
+    HF_UNROLL for (int i = 0; i < MR; ++i)
+      a[i] = gz + (o + i) / kPanel<T> * kPanelStride<T> + (o + i) % kPanel<T>;
+    multiply<kPanel<T>>(c, a, h + panel * kPanelStride<T>, kPanelStride<T>, rows, rows, 0);
+    HF_UNROLL for (int i = 0; i < MR; ++i)
+      HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) store(to + i * stride + j * kLanes<T>, c.v[i][j]);
+  }
+  void finish(int64_t, int64_t) const {}
+};
+
+template <class T>
+static void bias_gradient(const T* gz, T* gradient, int64_t width, int64_t rows, bool add) {
+  for (int64_t o = 0; o < width; o += kPanel<T>) {
+    const T* from = gz + o / kPanel<T> * kPanelStride<T>;
+    HF_UNROLL for (int j = 0; j < kRegs; ++j) {
+      Vec<T> sum = add ? load(gradient + o + j * kLanes<T>) : Vec<T>{};
+      for (int64_t r = 0; r < rows; ++r) sum += load(from + r * kPanel<T> + j * kLanes<T>);
+      store(gradient + o + j * kLanes<T>, sum);
+    }
+  }
+}
+
+template <class T>
+static void multiply_panels(T* to, const T* by, int64_t panels, int64_t rows) {
+  for (int64_t p = 0; p < panels; ++p)
+    for (int64_t i = 0; i < rows * kPanel<T>; i += kLanes<T>) {
+      T* at = to + p * kPanelStride<T> + i;
+      store(at, load(at) * load(by + p * kPanelStride<T> + i));
+    }
+}
+
+template <class T>
+static void backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin, int64_t end,
+                     void* gradient_values, void* scratch) {
+  T* gradient = static_cast<T*>(gradient_values);
+  const int64_t layers = p.num_layers;
+  Arena arena{static_cast<char*>(scratch)};
+  int64_t largest = 0;
+  for (int64_t l = 0; l < layers; ++l) largest = max64(largest, p.layers[l].in * p.layers[l].out);
+  T* converted = arena.take<T>(largest);
+  PackedLayer<T>* packed = arena.take<PackedLayer<T>>(layers);
+  T** h = arena.take<T*>(layers + 1);  // h[0] = x; h[l] = output of layer l - 1, in panels
+  T** slope = arena.take<T*>(layers + 1);
+  h[0] = arena.take<T>(padded<T>(p.layers[0].in) * kBlock);
+  slope[0] = nullptr;
+  for (int64_t l = 0; l < layers; ++l) {
+    const Layer& layer = p.layers[l];
+    pack_layer(packed + l, p, layer, network, l > 0 || g.gx, converted, arena);
+    h[l + 1] = arena.take<T>(padded<T>(layer.out) * kBlock);
+    slope[l + 1] =
+        layer.activation == Activation::identity ? nullptr : arena.take<T>(padded<T>(layer.out) * kBlock);
+  }
+  const int64_t width = padded<T>(widest(p));
+  T* gz = arena.take<T>(width * kBlock);
+  T* below = arena.take<T>(width * kBlock);
+  const int64_t in = p.layers[0].in, out = p.layers[layers - 1].out;
+
+  if (g.want_theta && begin == end)
+    for (int64_t i = 0; i < gradient_size<T>(p); ++i) gradient[i] = T(0);
+  for (int64_t r = begin; r < end; r += kBlock) {
+    const int64_t rows = min64(kBlock, end - r);
+    rows_to_panels(h[0], element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride),
+                   p.x.type, p.x.row_stride, rows, in);
+    for (int64_t l = 0; l < layers; ++l)
+      forward_layer<T>(p.layers[l], packed[l], in_panels<T>(h[l]), h[l + 1], slope[l + 1], rows);
+
+    rows_to_panels(gz, element(g.gy.data, g.gy.type, network * g.gy.network_stride + r * g.gy.row_stride),
+                   g.gy.type, g.gy.row_stride, rows, out);
+    if (slope[layers]) multiply_panels(gz, slope[layers], padded<T>(out) / kPanel<T>, rows);
+    for (int64_t l = layers - 1; l >= 0; --l) {
+      const Layer& layer = p.layers[l];
+      if (g.want_theta) {
+        T* to = gradient + gradient_offset<T>(p, l);
+        const int64_t stride = padded<T>(layer.in);
+        for_tiles(WeightGradient<T>{gz, h[l], to, stride, rows, r > begin}, stride / kPanel<T>, layer.out);
+        bias_gradient(gz, to + layer.out * stride, padded<T>(layer.out), rows, r > begin);
+      }
+      if (l == 0 && !g.gx) break;
+      for_tiles(InputGradient<T>{layer, packed[l], gz, below, slope[l]}, padded<T>(layer.in) / kPanel<T>,
+                rows);
+      T* swap = gz;
+      gz = below;
+      below = swap;
+    }
+    if (g.gx)
+      panels_to_rows(element(g.gx, g.gx_type, network * g.gx_network_stride + r * in), g.gx_type, gz, rows,
+                     in, g.add_to_gx);
+  }
+}
+
+template <class T>
+static void add(const MlpProblem& p, void* total, const void* part) {
+  T* to = static_cast<T*>(total);
+  const T* from = static_cast<const T*>(part);
+  for (int64_t i = 0; i < gradient_size<T>(p); ++i) to[i] += from[i];
+}
+
+template <class T>
+static void emit(const MlpProblem& p, const void* gradient, void* gtheta, void* gbias) {
+  const DType type = p.theta.type;
+  const T* from = static_cast<const T*>(gradient);
+  for (int64_t l = 0; l < p.num_layers; ++l) {
+    const Layer& layer = p.layers[l];
+    const int64_t stride = padded<T>(layer.in);
+    for (int64_t o = 0; o < layer.out; ++o)
+      store_row(element(gtheta, type, layer.weight + o * layer.in), type, from + o * stride, layer.in);
+    from += layer.out * stride;
+    if (layer.bias >= 0) {
+      const DType bias_type = gbias ? p.bias.type : type;
+      store_row(element(gbias ? gbias : gtheta, bias_type, layer.bias), bias_type, from, layer.out);
+    }
+    from += padded<T>(layer.out);
+  }
+}
+
+// ---- the table ----------------------------------------------------------------------------------
+
+#define HF_BY_COMPUTE_TYPE(function, ...) \
+  (p.x.type == DType::f64 ? function<double>(__VA_ARGS__) : function<float>(__VA_ARGS__))
+
+static int64_t any_workspace(const MlpProblem& p, bool backward) {
+  return HF_BY_COMPUTE_TYPE(workspace, p, backward);
+}
+static void any_forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t end, void* y,
+                        void* scratch) {
+  HF_BY_COMPUTE_TYPE(forward, p, network, begin, end, y, scratch);
+}
+static int64_t any_gradient_size(const MlpProblem& p) { return HF_BY_COMPUTE_TYPE(gradient_size, p); }
+static void any_backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin,
+                         int64_t end, void* gradient, void* scratch) {
+  HF_BY_COMPUTE_TYPE(backward, p, g, network, begin, end, gradient, scratch);
+}
+static void any_add(const MlpProblem& p, void* total, const void* part) {
+  HF_BY_COMPUTE_TYPE(add, p, total, part);
+}
+static void any_emit(const MlpProblem& p, const void* gradient, void* gtheta, void* gbias) {
+  HF_BY_COMPUTE_TYPE(emit, p, gradient, gtheta, gbias);
+}
+
+extern const MlpKernels mlp_kernels = {any_workspace, any_forward, any_gradient_size,
+                                       any_backward,  any_add,     any_emit};
+
+}  // namespace HF_ISA
+}  // namespace hyperfast

@@ -1,0 +1,220 @@
+"""Large ensembles of networks of one architecture, on shared inputs, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .nn.target_net import TargetNet
+from .plan import MLPStage
+
+CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
+REGRESSION = ("mean", "var")
+REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
+
+Sampler = Callable[[Tensor], Tensor]
+# Bytes of theta and outputs alive at once: about a CPU's last-level cache; a part of a GPU's memory.
+_CHUNK_BYTES = {"cpu": 24 << 20}
+_CHUNK_BYTES_GPU = 1 << 30
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What predict() returns. N inputs, C classes, O outputs, M members; fields not asked for are None."""
+
+    mean_prob: Tensor | None = None
+    """[N,C], the mean of the members' softmax."""
+    votes: Tensor | None = None
+    """[N,C] int64, how many members prefer each class (ties: the smallest label)."""
+    entropy: Tensor | None = None
+    """[N], nats, of mean_prob."""
+    disagreement: Tensor | None = None
+    """[N], nats, entropy of mean_prob minus the members' mean entropy."""
+    mean: Tensor | None = None
+    """[N,O], of the outputs."""
+    var: Tensor | None = None
+    """[N,O], of the outputs, unbiased as torch.var."""
+    member_accuracy: Tensor | None = None
+    """[M], share of inputs that each member classifies as targets says."""
+
+
+@torch.no_grad()
+def predict(
+    net: TargetNet,
+    x: Tensor | Iterable[Tensor],
+    members: Tensor | tuple[Sampler, int],
+    reduce: Sequence[str] = ("mean_prob",),
+    chunk: int | str = "auto",
+    group=None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    targets: Tensor | None = None,
+) -> Prediction:
+    """Runs M networks on N shared inputs and reduces over the members, in O(N*C) memory for any M.
+
+    Args:
+        net: the architecture.
+        x: [N,...], or an iterable of such batches, whose results are concatenated.
+        members: theta [M,P], or (sampler, M) with sampler(indices [m] int64) -> theta [m,P]. A sampler must
+            depend on the indices alone, so that the answer depends on neither chunk nor rank. With several
+            batches it is called again for each.
+        reduce: names of the fields wanted, see Prediction.
+        chunk: members evaluated at once, or "auto".
+        group: sharding over ranks; not available yet.
+        progress: called as progress(done, total) after every chunk, in members times batches where the number
+            of batches is known.
+        targets: [N] class labels, for "member_accuracy".
+
+    Returns:
+        Prediction, in float32 (float64 for float64 outputs); sums are kept in float64.
+    """
+    if group is not None:
+        raise NotImplementedError("predict(group=...): sharding over ranks is not available yet; pass group=None")
+    reduce = _checked_reductions(reduce, targets)
+    sampler, total = _as_sampler(net, members)
+    if not (chunk == "auto" or (isinstance(chunk, int) and chunk >= 1)):
+        raise ValueError(f"chunk must be 'auto' or a positive number of members; got {chunk!r}")
+    batches = [x] if isinstance(x, Tensor) else x
+    count = len(batches) if hasattr(batches, "__len__") else None
+    parts, correct, seen = [], None, 0
+    for index, batch in enumerate(batches):
+        rows = batch.shape[0]
+        step = _auto_chunk(net, batch) if chunk == "auto" else chunk
+        labels = None if targets is None else _labels(targets, seen, rows, batch)
+        sums = _Sums(reduce, labels, total)
+        for start in range(0, total, step):
+            stop = min(start + step, total)
+            sums.add(net(batch, sampler(torch.arange(start, stop)), shared=True), start)
+            if progress is not None:
+                progress(index * total + stop, total * (count or index + 1))
+        parts.append(sums.result(batch, total))
+        if labels is not None and sums.correct is not None:
+            correct = sums.correct if correct is None else correct + sums.correct
+        seen += rows
+    if not parts:
+        raise ValueError("x must have at least one batch; got none")
+    if targets is not None and targets.shape[0] != seen:
+        raise ValueError(f"targets must have one label per input, {seen}; got {tuple(targets.shape)}")
+    fields = {name: torch.cat([p[name] for p in parts]) for name in reduce if name != "member_accuracy"}
+    if "member_accuracy" in reduce:
+        fields["member_accuracy"] = (correct.double() / max(seen, 1)).float()
+    return Prediction(**fields)
+
+
+def _checked_reductions(reduce: Sequence[str], targets: Tensor | None) -> tuple[str, ...]:
+    reduce = (reduce,) if isinstance(reduce, str) else tuple(reduce)
+    unknown = [name for name in reduce if name not in REDUCTIONS]
+    if unknown or not reduce:
+        raise ValueError(f"reduce must name some of {', '.join(REDUCTIONS)}; got {reduce}")
+    if "member_accuracy" in reduce and targets is None:
+        raise ValueError("reduce='member_accuracy' needs targets=, the class label of every input")
+    return reduce
+
+
+def _as_sampler(net: TargetNet, members: Tensor | tuple[Sampler, int]) -> tuple[Sampler, int]:
+    if isinstance(members, Tensor):
+        sampler, total = (lambda indices: members[indices[0] : indices[-1] + 1]), members.shape[0]
+    elif isinstance(members, tuple) and len(members) == 2 and callable(members[0]):
+        sampler, total = members
+    else:
+        raise TypeError(f"members must be theta [M,P] or (sampler, M); got {type(members).__name__}")
+    if total < 1:
+        raise ValueError(f"members must be at least one; got {total}")
+
+    def checked(indices: Tensor) -> Tensor:
+        theta = sampler(indices)
+        if tuple(theta.shape) != (len(indices), net.num_weights):
+            raise ValueError(
+                f"the sampler must return theta {(len(indices), net.num_weights)} for {len(indices)} indices; "
+                f"got {tuple(theta.shape)}"
+            )
+        return theta
+
+    return checked, total
+
+
+def _labels(targets: Tensor, start: int, rows: int, batch: Tensor) -> Tensor:
+    labels = targets[start : start + rows]
+    if labels.shape != (rows,):
+        raise ValueError(f"targets must be labels [N], one per input; got {tuple(targets.shape)}")
+    return labels.to(batch.device)
+
+
+def _auto_chunk(net: TargetNet, batch: Tensor) -> int:
+    last = net.plan.stages[-1]
+    outputs = last.mlp.widths[-1] if isinstance(last, MLPStage) else batch[:1].numel()
+    budget = _CHUNK_BYTES.get(batch.device.type, _CHUNK_BYTES_GPU)
+    return max(1, budget // (4 * (batch.shape[0] * outputs + net.num_weights)))
+
+
+class _Sums:
+    """What is kept of the members for one batch of inputs: sums over members, in float64."""
+
+    def __init__(self, reduce: tuple[str, ...], labels: Tensor | None, total: int) -> None:
+        self.reduce, self.labels, self.total = reduce, labels, total
+        self.prob = self.entropy = self.votes = self.correct = self.mean = self.squares = None
+        self.done = 0
+
+    def wants(self, *names: str) -> bool:
+        return any(name in self.reduce for name in names)
+
+    def add(self, y: Tensor, start: int) -> None:
+        """y [m,N,C]: outputs of members start .. start + m."""
+        if y.dim() != 3 and self.wants(*CLASSIFICATION, "member_accuracy"):
+            raise ValueError(f"classification needs outputs [M,N,C]; the networks give {tuple(y.shape)}")
+        y = y if y.dtype == torch.float64 else y.float()
+        if self.wants("mean_prob", "entropy", "disagreement"):
+            prob = torch.softmax(y, -1)
+            self.prob = _plus(self.prob, prob.sum(0, dtype=torch.float64))
+            if self.wants("disagreement"):
+                members = torch.special.entr(prob).sum(-1)
+                self.entropy = _plus(self.entropy, members.sum(0, dtype=torch.float64))
+        if self.wants("votes", "member_accuracy"):
+            choice = y.argmax(-1)
+            if self.wants("votes"):
+                if self.votes is None:
+                    self.votes = torch.zeros(y.shape[1:], dtype=torch.int64, device=y.device)
+                self.votes.scatter_add_(1, choice.T, torch.ones_like(choice.T))
+            if self.wants("member_accuracy"):
+                if self.correct is None:
+                    self.correct = torch.zeros(self.total, dtype=torch.int64, device=y.device)
+                self.correct[start : start + y.shape[0]] = (choice == self.labels).sum(1)
+        if self.wants("mean", "var"):
+            self._add_moments(y.double())
+
+    def _add_moments(self, y: Tensor) -> None:
+        """Chan's update of the mean and the sum of squared deviations, so that no digits cancel."""
+        count = y.shape[0]
+        mean = y.mean(0)
+        squares = (y - mean).square_().sum(0)
+        if self.mean is None:
+            self.mean, self.squares = mean, squares
+        else:
+            delta = mean - self.mean
+            both = self.done + count
+            self.mean = self.mean + delta * (count / both)
+            self.squares = self.squares + squares + delta.square() * (self.done * count / both)
+        self.done += count
+
+    def result(self, batch: Tensor, total: int) -> dict[str, Tensor]:
+        dtype = torch.float64 if batch.dtype == torch.float64 else torch.float32
+        fields: dict[str, Tensor] = {}
+        if self.prob is not None:
+            prob = self.prob / total
+            entropy = torch.special.entr(prob).sum(-1)
+            fields |= {"mean_prob": prob.to(dtype), "entropy": entropy.to(dtype)}
+            if self.entropy is not None:
+                fields["disagreement"] = (entropy - self.entropy / total).clamp_min(0).to(dtype)
+        if self.votes is not None:
+            fields["votes"] = self.votes
+        if self.mean is not None:
+            var = self.squares / (total - 1) if total > 1 else torch.full_like(self.squares, torch.nan)
+            fields |= {"mean": self.mean.to(dtype), "var": var.to(dtype)}
+        return fields
+
+
+def _plus(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
