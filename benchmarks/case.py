@@ -1,0 +1,39 @@
+"""A benchmark as data: inputs, the implementations to compare, and the reference that gates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Implementation = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the results.
+
+    inputs(device) gives the tensors that every implementation takes. gradient_of: which of them backward
+    differentiates with respect to (empty: forward only). flops and bytes: of one forward call, counted by hand.
+    """
+
+    family: str
+    name: str
+    shape: dict[str, Any]
+    inputs: Callable[[torch.device], tuple[Tensor, ...]]
+    ours: Implementation
+    reference: Implementation
+    baselines: dict[str, Implementation]
+    flops: int
+    bytes: int
+    gradient_of: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    compiled: tuple[str, ...] = field(default=("careful",))
+    """Baselines that are also run under torch.compile."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.family}/{self.name}"

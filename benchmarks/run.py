@@ -1,0 +1,274 @@
+"""Times the cases: ceilings and every implementation in turn, behind a gate of correctness.
+
+    hyperfast bench [FAMILY ...] [--device cpu|cuda] [--baseline eager,compile,...] [--quick] [--json FILE]
+
+Method: all implementations are called in turn, A B C A B C ..., and a ratio is the median of the ratios of
+neighbours, so that it holds when the machine's speed drifts. A case whose outputs or gradients are wrong is
+FAIL, not a time. The ceilings (a large matrix product and a copy) are measured in the same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hyperfast as hf
+
+from .case import Case, Implementation
+
+FAMILIES = ("target_net", "ensemble")
+RESULTS = Path(__file__).parent / "results"
+# Below this, another process disturbs a machine whose product reaches 115 to 190 GFLOP/s: not to be quoted.
+QUIET_GFLOPS = 100
+
+
+# ---- what is timed ----------------------------------------------------------------------------------
+
+
+def _call(case: Case, implementation: Implementation, device: torch.device, backward: bool) -> Callable[[], Any]:
+    inputs = case.inputs(device)
+    if not backward:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return implementation(*inputs)
+
+        return forward
+    inputs = tuple(t.requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
+    wanted = [inputs[i] for i in case.gradient_of]
+    gy = torch.randn_like(implementation(*inputs))
+    return lambda: torch.autograd.grad(implementation(*inputs), wanted, gy)
+
+
+def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], float]]:
+    """{name: (call, work in GFLOP or GB)}."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn((1 << 29 if device.type == "cuda" else 1 << 25), device=device)
+    target = torch.empty_like(source)
+    return {
+        "product": (lambda: a @ b, 2 * size**3 / 1e9),
+        "copy": (lambda: target.copy_(source), 2 * source.numel() * 4 / 1e9),
+    }
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+# ---- the gate ---------------------------------------------------------------------------------------
+
+
+def _values(case: Case, implementation: Implementation, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Outputs and gradients, in float64."""
+    inputs = tuple(t.detach().clone().requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
+    out = implementation(*inputs)
+    values = list(out) if isinstance(out, tuple) else [out]
+    if case.gradient_of:
+        generator = torch.Generator().manual_seed(1)
+        gy = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, out.dtype)
+        values += torch.autograd.grad(out, [inputs[i] for i in case.gradient_of], gy)
+    return [v.detach().double() for v in values]
+
+
+def _errors(case: Case, implementation: Implementation, inputs: tuple[Tensor, ...], exact: list[Tensor]) -> float:
+    """The largest error of outputs and gradients, each relative to its exact value's norm."""
+    values = _values(case, implementation, inputs)
+    errors = [((v - e).norm() / e.norm().clamp_min(1e-30)).item() for v, e in zip(values, exact, strict=True)]
+    return max(errors) if all(e == e for e in errors) else float("nan")
+
+
+def gate(case: Case, device: torch.device) -> tuple[float, float]:
+    """(our error, eager's). Raises ValueError where ours is more than 1.5 times eager's plus rounding."""
+    inputs = case.inputs(device)
+    exact = _values(case, case.reference, tuple(t.double() for t in inputs))
+    ours, eager = _errors(case, case.ours, inputs, exact), _errors(case, case.baselines["eager"], inputs, exact)
+    limit = 1.5 * eager + torch.finfo(case.dtype).eps
+    if not ours <= limit:
+        raise ValueError(f"error {ours:.1e} against float64 exceeds {limit:.1e} (eager's is {eager:.1e})")
+    return ours, eager
+
+
+# ---- timing -----------------------------------------------------------------------------------------
+
+
+def _peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes allocated at the peak of one call beyond those before it; on a CPU, growth of the resident set."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        call()
+        return max(0, _resident("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(field)
+
+
+def measure(case: Case, device: torch.device, names: list[str], quick: bool, backward: bool) -> dict[str, Any]:
+    """One row: ours, every baseline of `names` and the ceilings, in turn."""
+    implementations: dict[str, Implementation] = {"ours": case.ours, **case.baselines}
+    mode = {"mode": "max-autotune"} if device.type == "cuda" else {}
+    for name in case.compiled:
+        implementations["compile" if name == "careful" else f"compile {name}"] = torch.compile(
+            case.baselines[name], **mode
+        )
+    implementations = {n: f for n, f in implementations.items() if n == "ours" or not names or n.split()[0] in names}
+    calls = {name: _call(case, f, device, backward) for name, f in implementations.items()}
+    ceilings = _ceilings(device, case.dtype)
+    memory = {}
+    for name, call in calls.items():
+        call()
+        memory[name] = _peak_memory(call, device)
+    times: dict[str, list[float]] = {name: [] for name in (*calls, *ceilings)}
+    everything = {**calls, **{name: call for name, (call, _) in ceilings.items()}}
+    for _ in range(3 if quick else 11):
+        for name, call in everything.items():
+            times[name].append(_seconds(call, device))
+    rates = {name: work / min(times[name]) for name, (_, work) in ceilings.items()}
+    # Backward recomputes: three products where forward has one.
+    flops = case.flops * (3 if backward else 1)
+    ratios = {
+        name: statistics.median(b / o for b, o in zip(times[name], times["ours"], strict=True))
+        for name in calls
+        if name != "ours"
+    }
+    gflops = flops / min(times["ours"]) / 1e9
+    return {
+        "mode": "forward+backward" if backward else "forward",
+        "times": {name: _percentiles(times[name]) for name in everything},
+        "peak_memory": memory,
+        "ratios": ratios,
+        "best_baseline": min(ratios, key=ratios.__getitem__) if ratios else None,
+        "gflops": gflops,
+        "gbytes": case.bytes / min(times["ours"]) / 1e9,
+        "ceilings": rates,
+        "share_of_product": gflops / rates["product"],
+        "share_of_copy": case.bytes / min(times["ours"]) / 1e9 / rates["copy"],
+        "quotable": device.type == "cuda" or rates["product"] >= QUIET_GFLOPS,
+    }
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    return {f"p{p}": ordered[round(p / 100 * (len(ordered) - 1))] for p in (20, 50, 80)} | {"min": ordered[0]}
+
+
+# ---- the run ----------------------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": hf.native.current_isa(),
+        "torch": torch.__version__,
+        "triton": hf.doctor()["versions"]["triton"],
+        "hyperfast": hf.__version__,
+    }
+
+
+def _commit() -> str:
+    folder = Path(__file__).resolve().parent
+    git = lambda *args: subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=False).stdout
+    dirty = [line for line in git("status", "--porcelain").splitlines() if "benchmarks/results" not in line]
+    return (git("rev-parse", "--short=10", "HEAD").strip() or "unknown") + ("+changes" if dirty else "")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hyperfast bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}; default all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--baseline", default="", help="comma-separated baselines; default all")
+    parser.add_argument("--quick", action="store_true", help="three turns instead of eleven")
+    parser.add_argument("--json", type=Path, help=f"where rows go; default {RESULTS.name}/<device>.json, none with --quick")
+    parser.add_argument("--report", type=Path, help="write the table of these rows here")
+    options = parser.parse_args(arguments)
+    unknown = set(options.families) - set(FAMILIES)
+    if unknown:
+        parser.error(f"unknown family {', '.join(sorted(unknown))}; choose from {', '.join(FAMILIES)}")
+
+    device = torch.device(options.device)
+    where, rows, failed = environment(device), [], False
+    names = [n for n in options.baseline.split(",") if n]
+    for family in options.families or FAMILIES:
+        for case in importlib.import_module(f"{__package__}.{family}").cases():
+            try:
+                error, eager_error = gate(case, device)
+            except ValueError as wrong:
+                print(f"FAIL  {case.title}: {wrong}", flush=True)
+                failed = True
+                continue
+            for backward in (False, True) if case.gradient_of else (False,):
+                row = {"family": case.family, "case": case.name, "shape": case.shape,
+                       "dtype": str(case.dtype).removeprefix("torch."), "max_error": error, "eager_error": eager_error,
+                       **where, **measure(case, device, names, options.quick, backward)}  # fmt: skip
+                rows.append(row)
+                print(_line(row), flush=True)
+    from . import report
+
+    target = options.json or (None if options.quick else RESULTS / f"{_slug(where['device'])}.json")
+    if target:
+        report.store(target, rows)
+    if options.report:
+        options.report.write_text(report.table(rows))
+    return 1 if failed else 0
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _line(row: dict[str, Any]) -> str:
+    ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in sorted(row["ratios"].items(), key=lambda r: r[1]))
+    warning = "" if row["quotable"] else "  (machine too busy to quote)"
+    return (
+        f"{row['family']}/{row['case']:14} {row['mode']:16} {row['times']['ours']['p50'] * 1e3:9.3f} ms  "
+        f"{row['gflops']:6.1f} GFLOP/s ({row['share_of_product']:.0%} of {row['ceilings']['product']:.0f})  "
+        f"{row['gbytes']:5.2f} GB/s ({row['share_of_copy']:.0%})  against {ratios}{warning}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""target_net against PyTorch: one network after the other, batched products, vmap, and torch.compile of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperfast.ops.target_net import run_mlp
+from hyperfast.plan import MLP, Activation
+from hyperfast.reference import target_net as reference
+from hyperfast.reference.target_net import activate, make_inputs
+
+from .case import Case
+
+
+def _weights(theta: Tensor, mlp: MLP) -> list[tuple[Tensor, Tensor, Activation]]:
+    """[(weight [B,O,I], bias [B,O], activation)] views of theta."""
+    layers, offset = [], 0
+    for inputs, outputs, activation, _ in mlp.layers():
+        middle, end = offset + inputs * outputs, offset + inputs * outputs + outputs
+        layers.append((theta[:, offset:middle].unflatten(1, (outputs, inputs)), theta[:, middle:end], activation))
+        offset = end
+    return layers
+
+
+def eager(mlp: MLP):
+    """What public implementations do: one batched product and one activation a layer."""
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        for weight, bias, activation in _weights(theta, mlp):
+            x = activate(activation, torch.bmm(x, weight.transpose(1, 2)) + bias.unsqueeze(1))
+        return x
+
+    return run
+
+
+def careful(mlp: MLP):
+    """The bias inside the product."""
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        for weight, bias, activation in _weights(theta, mlp):
+            x = activate(activation, torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2)))
+        return x
+
+    return run
+
+
+def loop(mlp: MLP):
+    """One network after the other, with nn.Linear's own kernel."""
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        layers = _weights(theta, mlp)
+        outputs = []
+        for b in range(theta.shape[0]):
+            h = x[b]
+            for weight, bias, activation in layers:
+                h = activate(activation, F.linear(h, weight[b], bias[b]))
+            outputs.append(h)
+        return torch.stack(outputs)
+
+    return run
+
+
+def vmap(mlp: MLP):
+    """torch.func.vmap over the plain network."""
+
+    def one(x: Tensor, theta: Tensor) -> Tensor:
+        h = x
+        for weight, bias, activation in _weights(theta.unsqueeze(0), mlp):
+            h = activate(activation, F.linear(h, weight[0], bias[0]))
+        return h
+
+    return torch.func.vmap(one)
+
+
+def _case(name: str, mlp: MLP, networks: int, rows: int) -> Case:
+    weights = networks * mlp.num_weights
+    values = networks * rows * (mlp.widths[0] + mlp.widths[-1])
+    return Case(
+        family="target_net",
+        name=name,
+        shape={"B": networks, "N": rows, "widths": list(mlp.widths)},
+        inputs=lambda device: make_inputs(mlp, networks, rows, device=device),
+        ours=lambda x, theta: run_mlp(x, theta, mlp),
+        reference=lambda x, theta: reference.batched_mlp(x, theta, None, mlp),
+        baselines={"eager": eager(mlp), "careful": careful(mlp), "loop": loop(mlp), "vmap": vmap(mlp)},
+        flops=networks * rows * mlp.flops_per_row,
+        bytes=4 * (weights + values),
+        gradient_of=(1,),
+    )
+
+
+def _mlp(widths: tuple[int, ...], hidden: str, last: str) -> MLP:
+    depth = len(widths) - 1
+    return MLP(widths, (Activation.of(hidden),) * (depth - 1) + (Activation.of(last),), (True,) * depth)
+
+
+def cases() -> list[Case]:
+    image = _mlp((2, 32, 64, 256, 64, 3), "cos", "sigmoid")
+    curve = _mlp((1, 100, 1), "relu", "identity")
+    return [
+        _case("mlp 256x1024", image, 256, 1024),
+        _case("mlp 1024x64", image, 1024, 64),
+        _case("mlp 1-100-1", curve, 1000, 20),
+    ]

@@ -1,0 +1,1 @@
+"""The training code of the papers, one folder each, and the demo."""

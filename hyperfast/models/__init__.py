@@ -1,0 +1,5 @@
+"""The papers' hypernetworks."""
+
+from .filter_hypernetwork import FilterHypernetwork, NoiseStream
+
+__all__ = ["FilterHypernetwork", "NoiseStream"]
