@@ -78,11 +78,11 @@ class DryDriver:
 
 def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     """Runs every family's launch cases for one target and returns a row per compiled kernel."""
-    from hyperfast.kernels import target_net
+    from hyperfast.kernels import ensemble, target_net
 
     triton.runtime.driver.set_active(DryDriver(target))
     rows: list[dict[str, Any]] = []
-    for family in (target_net,):
+    for family in (target_net, ensemble):
         kernels = {name: k for name, k in vars(family).items() if isinstance(k, triton.JITFunction)}
         for kernel in kernels.values():
             kernel.device_caches.clear()  # they hold what was compiled for another target

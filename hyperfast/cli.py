@@ -1,1 +1,67 @@
-def main(): pass
+"""The command `hyperfast`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["bench"]:  # has a parser of its own
+        from .benchmarks import run
+
+        return run.main(arguments[1:])
+    options = _parser().parse_args(arguments)
+    return options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hyperfast", description="Neural networks whose weights are generated.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what is installed, which backend serves which op and why not")
+    doctor.add_argument("--json", action="store_true", help="the report as JSON")
+    doctor.set_defaults(run=_doctor)
+
+    demo = commands.add_parser("demo", help="the main job in about two minutes, on embedded data")
+    demo.add_argument("--out", type=Path, default=Path("hyperfast-demo"), help="folder of report and checkpoint")
+    demo.add_argument("--steps", type=int, help="training steps")
+    demo.add_argument("--members", type=int, help="networks to generate")
+    demo.set_defaults(run=_demo)
+
+    commands.add_parser("bench", help="time the kernels against PyTorch (hyperfast bench --help)")
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import describe, doctor
+
+    report = doctor()
+    print(json.dumps(report, indent=1) if options.json else describe(report))
+    return 1 if report["problems"] else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    try:
+        from .experiments.demo.config import Config
+        from .experiments.demo.run import run
+
+        given = {name: value for name in ("steps", "members") if (value := getattr(options, name)) is not None}
+        run(options.out, replace(Config(), **given))
+    except ModuleNotFoundError as missing:
+        print(f"the demo needs {missing.name}: pip install 'hyperfast[experiments]'", file=sys.stderr)
+        return 1
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

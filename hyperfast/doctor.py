@@ -129,11 +129,19 @@ def _smoke_pool2d(device: str) -> torch.Tensor:
     return net(torch.ones(1, 1, 4, 4, device=device), torch.zeros(2, 0, device=device), shared=True)
 
 
+def _smoke_ensemble(device: str) -> torch.Tensor:
+    from .ops.ensemble import ensemble_sums
+    from .reference.ensemble import make_inputs
+
+    return ensemble_sums(make_inputs(3, 5, 4, device=device)).prob
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
     "batched_conv2d": _smoke_conv2d,
     "batched_pool2d": _smoke_pool2d,
+    "ensemble_sums": _smoke_ensemble,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .nn.target_net import TargetNet
+from .ops.ensemble import ensemble_sums
 from .plan import MLPStage
 
 CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
@@ -16,8 +17,8 @@ REGRESSION = ("mean", "var")
 REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
 
 Sampler = Callable[[Tensor], Tensor]
-# Bytes of theta and outputs alive at once: about a CPU's last-level cache; a part of a GPU's memory.
-_CHUNK_BYTES = {"cpu": 24 << 20}
+# Bytes of theta and outputs alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.
+_CHUNK_BYTES = {"cpu": 4 << 20}
 _CHUNK_BYTES_GPU = 1 << 30
 
 
@@ -165,23 +166,22 @@ class _Sums:
         """y [m,N,C]: outputs of members start .. start + m."""
         if y.dim() != 3 and self.wants(*CLASSIFICATION, "member_accuracy"):
             raise ValueError(f"classification needs outputs [M,N,C]; the networks give {tuple(y.shape)}")
-        y = y if y.dtype == torch.float64 else y.float()
-        if self.wants("mean_prob", "entropy", "disagreement"):
-            prob = torch.softmax(y, -1)
-            self.prob = _plus(self.prob, prob.sum(0, dtype=torch.float64))
-            if self.wants("disagreement"):
-                members = torch.special.entr(prob).sum(-1)
-                self.entropy = _plus(self.entropy, members.sum(0, dtype=torch.float64))
-        if self.wants("votes", "member_accuracy"):
-            choice = y.argmax(-1)
-            if self.wants("votes"):
-                if self.votes is None:
-                    self.votes = torch.zeros(y.shape[1:], dtype=torch.int64, device=y.device)
-                self.votes.scatter_add_(1, choice.T, torch.ones_like(choice.T))
-            if self.wants("member_accuracy"):
+        wanted = {
+            "prob": self.wants("mean_prob", "entropy", "disagreement"),
+            "entropy": self.wants("disagreement"),
+            "votes": self.wants("votes"),
+            "choice": self.wants("member_accuracy"),
+        }
+        if any(wanted.values()):
+            sums = ensemble_sums(y, **wanted)
+            self.prob, self.entropy, self.votes = (
+                _plus(total, more)
+                for total, more in ((self.prob, sums.prob), (self.entropy, sums.entropy), (self.votes, sums.votes))
+            )
+            if sums.choice is not None:
                 if self.correct is None:
                     self.correct = torch.zeros(self.total, dtype=torch.int64, device=y.device)
-                self.correct[start : start + y.shape[0]] = (choice == self.labels).sum(1)
+                self.correct[start : start + y.shape[0]] = (sums.choice == self.labels).sum(1)
         if self.wants("mean", "var"):
             self._add_moments(y.double())
 
@@ -216,5 +216,5 @@ class _Sums:
         return fields
 
 
-def _plus(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total.add_(more)
+def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return more if total is None or more is None else total.add_(more)

@@ -81,7 +81,7 @@ static void pack_transposed(T* packed, const T* w, int64_t out, int64_t in) {
     T* to = packed + o * in;
     const T* from = w + o * in;
     if (out - o < lanes) {
-      __builtin_memset(to, 0, __SIZE_TYPE__(in * lanes) * sizeof(T));
+      __builtin_memset(to, 0, in * lanes * sizeof(T));
       for (int64_t lane = 0; lane < out - o; ++lane)
         for (int64_t k = 0; k < in; ++k) to[k * lanes + lane] = from[lane * in + k];
       continue;

@@ -1,4 +1,4 @@
-"""Training: loss = accuracy_weight * cross-entropy - entropy of the generated weights (Deutsch, equation 1)."""
+"""Training for accuracy and diversity at once (Deutsch, equation 1; the settings say how they are weighed)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _step(config, net, hypernetwork, optimizer, data: Digits, generator: torch.G
     theta = hypernetwork(z)
     logits = net(data.train_images[picks], theta)
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), data.train_labels[picks].flatten())
-    entropy = nn_entropy(theta, dim=config.dim)
+    entropy = nn_entropy(theta)
     energy = 0.5 * config.precision * theta.square().sum(1).mean()
     optimizer.zero_grad()
     (config.accuracy_weight * cross_entropy + energy - entropy).backward()
