@@ -78,22 +78,25 @@ class DryDriver:
 
 def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     """Runs every family's launch cases for one target and returns a row per compiled kernel."""
-    from hyperfast.kernels import ensemble, target_net
+    from hyperfast.kernels import ensemble, product, target_net
+
+    from .launches import FAMILIES
 
     triton.runtime.driver.set_active(DryDriver(target))
+    modules = (ensemble, product, target_net)
+    kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}
+    for kernel in kernels.values():
+        kernel.device_caches.clear()  # they hold what was compiled for another target
     rows: list[dict[str, Any]] = []
-    for family in (target_net, ensemble):
-        kernels = {name: k for name, k in vars(family).items() if isinstance(k, triton.JITFunction)}
-        for kernel in kernels.values():
-            kernel.device_caches.clear()  # they hold what was compiled for another target
-        for case, launch in family.launch_cases(short):
+    for family, launches in FAMILIES.items():
+        for case, launch in launches(short):
             before = {name: _compiled(kernel) for name, kernel in kernels.items()}
             launch()
             for name, kernel in kernels.items():
                 fresh = [c for key, c in _compiled(kernel).items() if key not in before[name]]
                 rows += [
-                    {"family": family.__name__.rsplit(".")[-1], "kernel": name, "case": case, "variant": i,
-                     "target": target, **_resources(c, target)}
+                    {"family": family, "kernel": name, "case": case, "variant": i, "target": target,
+                     **_resources(c, target)}
                     for i, c in enumerate(fresh)
                 ]  # fmt: skip
     return rows

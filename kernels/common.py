@@ -52,17 +52,22 @@ def _sin_reduced(r):
 
 
 @triton.jit
-def _cos_reduced(r):
-    s = r * r
-    p = (-2.6077111670019804e-07 * s + 2.4761886379565112e-05) * s - 0.00138884037733078
-    return ((p * s + 0.04166664183139801) * s - 0.5) * s + 1.0
-
-
-@triton.jit
 def _sign(n):
     """(-1)^n for a float that holds an integer; infinities and NaN give NaN."""
     half = n * 0.5
     return 1.0 - 4.0 * (half - tl.floor(half))
+
+
+@triton.jit
+def _cos(z):
+    n = tl.floor(z * 0.318309886 + 1.0)
+    return _sin_reduced(_minus_n_pi(z, n - 0.5)) * _sign(n)
+
+
+@triton.jit
+def _sin(z):
+    n = tl.floor(z * 0.318309886 + 0.5)
+    return _sin_reduced(_minus_n_pi(z, n)) * _sign(n)
 
 
 @triton.jit
@@ -110,11 +115,9 @@ def activate(z, ACT: tl.constexpr, PARAM: tl.constexpr):
     elif ACT == SILU:
         z = z * _sigmoid(z)
     elif ACT == COS:
-        n = tl.floor(z * 0.318309886 + 1.0)
-        z = _sin_reduced(_minus_n_pi(z, n - 0.5)) * _sign(n)
+        z = _cos(z)
     elif ACT == SIN:
-        n = tl.floor(z * 0.318309886 + 0.5)
-        z = _sin_reduced(_minus_n_pi(z, n)) * _sign(n)
+        z = _sin(z)
     return z
 
 
@@ -144,9 +147,7 @@ def slope(z, ACT: tl.constexpr, PARAM: tl.constexpr):
         s = _sigmoid(z)
         d = s * (1.0 + z * (1.0 - s))
     elif ACT == COS:
-        n = tl.floor(z * 0.318309886 + 1.0)
-        d = _cos_reduced(_minus_n_pi(z, n - 0.5)) * _sign(n)
+        d = -_sin(z)
     elif ACT == SIN:
-        n = tl.floor(z * 0.318309886 + 0.5)
-        d = _cos_reduced(_minus_n_pi(z, n)) * _sign(n)
+        d = _cos(z)
     return d

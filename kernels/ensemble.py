@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -75,9 +72,3 @@ def ensemble_sums(logits: Tensor, want_prob: bool, want_entropy: bool, want_vote
             CLASSES=power_of_two(classes, 2), num_warps=4,
         )  # fmt: skip
     return prob, entropy, votes, choice
-
-
-def launch_cases(short: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(name, launch) for compiling without a GPU."""
-    for classes in (10,) if short else (10, 1000):
-        yield f"C={classes}", partial(ensemble_sums, torch.zeros(4, 256, classes), True, True, True, True)

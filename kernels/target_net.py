@@ -1,15 +1,14 @@
 """Batched MLPs: B networks, each with its own weights, read from rows of theta where they lie.
 
-Two kernels. `mlp_kernel` runs a stretch of layers whose activations stay on chip: narrow widths whole, wide
-ones in chunks that are produced and consumed at once. `product_kernel` is one batched product with an
-epilogue; it serves layers between two wide widths, and every product of backward.
+`mlp_kernel` runs a stretch of layers whose activations stay on chip: narrow widths whole, wide ones in chunks
+that are produced and consumed at once. Layers between two wide widths, and the products of backward, are one
+launch each of kernels/product.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
@@ -19,6 +18,7 @@ from torch import Tensor
 from hyperfast.plan import IDENTITY, MLP, Activation
 
 from .common import TRITON_TYPES, activate, dot_precision, dot_type, power_of_two, slope
+from .product import Operand, operand, product
 
 # ---- configurations ---------------------------------------------------------------------------------
 
@@ -40,26 +40,6 @@ class MLPConfig:
         if dot == torch.float32:  # no tensor cores: with 4 warps up to 520 bytes spilled
             return cls(min(32, power_of_two(rows)), 8, 2)
         return cls(min(64, power_of_two(rows)), 4, 2)
-
-
-@dataclass(frozen=True)
-class ProductConfig:
-    """Tile of product_kernel: m x n outputs, k at a time. Speed not measured.
-
-    Strict float32 has no tensor cores: with 4 warps ptxas spills 676 bytes on sm_90, and with 8 warps and
-    k = 32 still 4 bytes on sm_100.
-    """
-
-    m: int
-    n: int
-    k: int
-    num_warps: int
-    num_stages: int
-
-    @classmethod
-    def for_shape(cls, m: int, n: int, k: int, dot: torch.dtype) -> ProductConfig:
-        most_k, warps = (16, 8) if dot == torch.float32 else (32, 4)
-        return cls(min(64, power_of_two(m)), min(64, power_of_two(n)), min(most_k, power_of_two(k)), warps, 2)
 
 
 # ---- forward, on chip -------------------------------------------------------------------------------
@@ -187,113 +167,6 @@ def mlp_kernel(
         tl.store(y_at + o[None, :], h.to(y.dtype.element_ty), inside[:, None] & (o[None, :] < W[L]))
 
 
-# ---- one product ------------------------------------------------------------------------------------
-
-
-@triton.jit
-def product_kernel(
-    a, b, bias, gate, c, sums, M, N, K, BATCH,
-    a_batch, a_m, a_k, b_batch, b_k, b_n, bias_batch, gate_batch, gate_m, c_batch, c_m, c_n, sums_batch,
-    A_ACT: tl.constexpr, A_PARAM: tl.constexpr, B_ACT: tl.constexpr, B_PARAM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, OUT_ACT: tl.constexpr, OUT_PARAM: tl.constexpr, GATE: tl.constexpr,
-    GATE_ACT: tl.constexpr, GATE_PARAM: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """c[batch] = out_act(a_act(a[batch]) @ b_act(b[batch]) + bias) * gate_act'(gate): a BM x BN tile a program.
-
-    a [M,K], b [K,N], c [M,N], any strides. BATCH entries are summed into one c, in order (1: none).
-    SUMS: also sums[batch, m] = sum_k a[m, k], by the programs of the first column of tiles. Products of 2*M*N*K FLOPs
-    per batch entry; a is read N/BN times and b M/BM times, mostly from L2.
-    """
-    tiles_n = tl.cdiv(N, BN)
-    tiles = tl.cdiv(M, BM) * tiles_n
-    entry = (tl.program_id(0) // tiles).to(tl.int64)
-    tile = tl.program_id(0) % tiles
-    m = ((tile // tiles_n) * BM + tl.arange(0, BM)).to(tl.int64)
-    n = ((tile % tiles_n) * BN + tl.arange(0, BN)).to(tl.int64)
-    acc = tl.zeros((BM, BN), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    for index in range(0, BATCH):
-        a_at = a + (entry + index) * a_batch + m[:, None] * a_m
-        b_at = b + (entry + index) * b_batch + n[None, :] * b_n
-        for start in range(0, K, BK):
-            k = (start + tl.arange(0, BK)).to(tl.int64)
-            a_tile = tl.load(a_at + k[None, :] * a_k, (m[:, None] < M) & (k[None, :] < K), 0.0)
-            b_inside = (k[:, None] < K) & (n[None, :] < N)
-            b_tile = tl.load(b_at + k[:, None] * b_k, b_inside, 0.0)
-            if A_ACT != 0:
-                a_tile = activate(a_tile.to(tl.float32), A_ACT, A_PARAM)
-            if B_ACT != 0:
-                b_tile = activate(b_tile.to(tl.float32), B_ACT, B_PARAM)
-            if SUMS:
-                total += tl.sum(a_tile.to(tl.float32), 1)
-            acc = tl.dot(a_tile.to(DOT), b_tile.to(DOT), acc, input_precision=PRECISION)
-    if HAS_BIAS:
-        acc += tl.load(bias + entry * bias_batch + n, n < N, 0.0).to(tl.float32)[None, :]
-    acc = activate(acc, OUT_ACT, OUT_PARAM)
-    inside = (m[:, None] < M) & (n[None, :] < N)
-    if GATE:
-        z = tl.load(gate + entry * gate_batch + m[:, None] * gate_m + n[None, :], inside, 0.0).to(tl.float32)
-        acc *= slope(z, GATE_ACT, GATE_PARAM)
-    tl.store(c + entry * c_batch + m[:, None] * c_m + n[None, :] * c_n, acc.to(c.dtype.element_ty), inside)
-    if SUMS:
-        first = (tile % tiles_n) == 0
-        tl.store(sums + entry * sums_batch + m, total.to(sums.dtype.element_ty), (m < M) & first)
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A batch of matrices in memory: pointer and strides of batch, row and column."""
-
-    tensor: Tensor
-    strides: tuple[int, int, int]
-
-    @property
-    def T(self) -> Operand:
-        batch, row, column = self.strides
-        return Operand(self.tensor, (batch, column, row))
-
-
-def _operand(t: Tensor) -> Operand:
-    """[B,M,N], or [M,N] for every entry of the batch."""
-    return Operand(t, (0, *t.stride()) if t.dim() == 2 else tuple(t.stride()))
-
-
-
-def _product(
-    a: Operand,
-    b: Operand,
-    c: Operand,
-    shape: tuple[int, int, int, int],
-    dot: torch.dtype,
-    *,
-    a_act: Activation = IDENTITY,
-    b_act: Activation = IDENTITY,
-    bias: tuple[Tensor, int] | None = None,
-    out_act: Activation = IDENTITY,
-    gate: tuple[Tensor, Activation] | None = None,
-    sums: tuple[Tensor, int] | None = None,
-    reduce: bool = False,
-) -> None:
-    """Launches product_kernel; shape (batch, M, N, K). bias and sums: a tensor and its batch stride."""
-    batch, m, n, k = shape
-    config = ProductConfig.for_shape(m, n, k, dot)
-    programs = (1 if reduce else batch) * triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
-    if programs == 0:
-        return
-    z, gate_act = gate if gate is not None else (c.tensor, IDENTITY)
-    bias_tensor, bias_stride = bias if bias is not None else (c.tensor, 0)
-    sums_tensor, sums_stride = sums if sums is not None else (c.tensor, 0)
-    product_kernel[(programs,)](
-        a.tensor, b.tensor, bias_tensor, z, c.tensor, sums_tensor, m, n, k, batch if reduce else 1,
-        *a.strides, *b.strides, bias_stride, *(z.stride()[:2] if gate is not None else (0, 0)), *c.strides, sums_stride,
-        A_ACT=a_act.code, A_PARAM=a_act.parameter, B_ACT=b_act.code, B_PARAM=b_act.parameter,
-        HAS_BIAS=bias is not None, OUT_ACT=out_act.code, OUT_PARAM=out_act.parameter, GATE=gate is not None,
-        GATE_ACT=gate_act.code, GATE_PARAM=gate_act.parameter, SUMS=sums is not None, BM=config.m, BN=config.n, BK=config.k, DOT=TRITON_TYPES[dot],
-        PRECISION=dot_precision(dot), num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-
-
 # ---- launchers --------------------------------------------------------------------------------------
 
 
@@ -378,8 +251,8 @@ def _layer_forward(h: Tensor, theta: Tensor, bias: Tensor | None, layer: _Layer,
                    in_act: Activation, out_act: Activation) -> None:  # fmt: skip
     """out[b] = out_act(in_act(h[b]) W^T + c)."""
     networks, rows, _ = out.shape
-    _product(
-        _operand(h), _weight(theta, layer).T, _operand(out), (networks, rows, layer.outputs, layer.inputs), dot,
+    product(
+        operand(h), _weight(theta, layer).T, operand(out), (networks, rows, layer.outputs, layer.inputs), dot,
         a_act=in_act, bias=_bias(theta, bias, layer), out_act=out_act,
     )  # fmt: skip
 
@@ -389,9 +262,9 @@ def _stretch_forward(h: Tensor, theta: Tensor, bias: Tensor | None, stretch: lis
     networks, rows, _ = out.shape
     config = MLPConfig.for_shape(rows, dot)
     widths = (stretch[0].inputs, *(layer.outputs for layer in stretch))
-    operand = _operand(h)
+    x = operand(h)
     mlp_kernel[(networks * triton.cdiv(rows, config.block_rows),)](
-        h, theta, theta if bias is None else bias, out, rows, *operand.strides[:2], theta.stride(0),
+        h, theta, theta if bias is None else bias, out, rows, *x.strides[:2], theta.stride(0),
         0 if bias is None else bias.stride(0), *out.stride()[:2],
         L=len(stretch), W=widths, PAD=tuple(min(power_of_two(w), NARROW) for w in widths),
         WEIGHT=tuple(layer.weight for layer in stretch), BIAS=tuple(layer.bias for layer in stretch),
@@ -453,15 +326,15 @@ def batched_mlp_backward(
             sums = None
             if layer.has_bias:
                 sums = (gtheta[:, layer.bias :], gtheta.stride(0)) if bias is None else (gbias, gbias.stride(0))
-            _product(
-                _operand(gz).T, _operand(h), Operand(place, (gtheta.stride(0), layer.inputs, 1)),
+            product(
+                operand(gz).T, operand(h), Operand(place, (gtheta.stride(0), layer.inputs, 1)),
                 (networks, layer.outputs, layer.inputs, rows), dot, b_act=act, sums=sums,
             )  # fmt: skip
         if index == 0 and not want_x:
             break
         out = gx if index == 0 else x.new_empty(networks, rows, layer.inputs, dtype=dot)
-        _product(
-            _operand(gz), _weight(theta, layer), _operand(out), (networks, rows, layer.inputs, layer.outputs), dot,
+        product(
+            operand(gz), _weight(theta, layer), operand(out), (networks, rows, layer.inputs, layer.outputs), dot,
             gate=None if index == 0 else (h, act), reduce=index == 0 and x.dim() == 2,
         )  # fmt: skip
         gz = out
@@ -477,38 +350,3 @@ def _gated(gy: Tensor, z: Tensor, activation: Activation) -> Tensor:
             ACT=activation.code, PARAM=activation.parameter, BLOCK=1024, num_warps=4,
         )  # fmt: skip
     return gz
-
-
-def launch_cases(short: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(name, launch) for every configuration that ships, for compiling without a GPU."""
-    cos, relu = Activation("cos"), Activation("relu")
-    shapes = {"2-32-64-256-64-3": (cos, (2, 32, 64, 256, 64, 3))}
-    if not short:
-        shapes |= {"1-100-1": (relu, (1, 100, 1)), "784-64-10": (relu, (784, 64, 10)), "96-200-300": (relu, (96, 200, 300))}
-    kinds = [("float32", torch.float32, torch.float32, "highest"), ("bfloat16", torch.bfloat16, torch.bfloat16, "highest")]
-    if not short:
-        kinds += [
-            ("tf32", torch.float32, torch.float32, "high"),
-            ("float16", torch.float16, torch.float16, "highest"),
-            ("float32, theta bfloat16", torch.float32, torch.bfloat16, "highest"),
-        ]
-    for shape, (activation, widths) in shapes.items():
-        mlp = MLP(widths, (activation,) * (len(widths) - 1), (True,) * (len(widths) - 1))
-        for kind, x_type, theta_type, precision in kinds:
-            x = torch.zeros(2, 256, widths[0], dtype=x_type)
-            theta = torch.zeros(2, mlp.num_weights, dtype=theta_type)
-            gy = torch.zeros(2, 256, widths[-1], dtype=x_type)
-
-            def launch(backward: bool, x=x, theta=theta, gy=gy, mlp=mlp, precision=precision) -> None:
-                before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(precision)
-                try:
-                    if backward:
-                        batched_mlp_backward(gy, x, theta, None, mlp, True, True, False)
-                    else:
-                        batched_mlp(x, theta, None, mlp)
-                finally:
-                    torch.set_float32_matmul_precision(before)
-
-            yield f"{shape} {kind}", partial(launch, False)
-            yield f"{shape} {kind} backward", partial(launch, True)

@@ -111,37 +111,37 @@ struct GeluTanh {
   }
 };
 
+HF_INLINE F vcos(F x) {
+  const Reduced a = reduce_cos(x);
+  return with_sign(sin_reduced(a.r), a.sign);
+}
+HF_INLINE F vsin(F x) {
+  const Reduced a = reduce_sin(x);
+  return with_sign(sin_reduced(a.r), a.sign);
+}
+HF_INLINE D vcos(D x) { return lane_by_lane(x, [](double v) { return __builtin_cos(v); }); }
+HF_INLINE D vsin(D x) { return lane_by_lane(x, [](double v) { return __builtin_sin(v); }); }
+
+// Value and slope have a reduction each: both keep their digits at their zeros.
 struct Cos {
-  HF_INLINE F value(F x, float) {
-    const Reduced a = reduce_cos(x);
-    return with_sign(sin_reduced(a.r), a.sign);
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return vcos(x);
   }
-  HF_INLINE ValueAndSlope<float> both(F x, float) {
-    const Reduced a = reduce_cos(x);
-    return {with_sign(sin_reduced(a.r), a.sign), with_sign(cos_reduced(a.r), a.sign)};
-  }
-  HF_INLINE D value(D x, double) {
-    return lane_by_lane(x, [](double v) { return __builtin_cos(v); });
-  }
-  HF_INLINE ValueAndSlope<double> both(D x, double) {
-    return {value(x, 0.0), lane_by_lane(x, [](double v) { return -__builtin_sin(v); })};
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    return {vcos(x), -vsin(x)};
   }
 };
 
 struct Sin {
-  HF_INLINE F value(F x, float) {
-    const Reduced a = reduce_sin(x);
-    return with_sign(sin_reduced(a.r), a.sign);
+  template <class T>
+  HF_INLINE Vec<T> value(Vec<T> x, T) {
+    return vsin(x);
   }
-  HF_INLINE ValueAndSlope<float> both(F x, float) {
-    const Reduced a = reduce_sin(x);
-    return {with_sign(sin_reduced(a.r), a.sign), with_sign(cos_reduced(a.r), a.sign)};
-  }
-  HF_INLINE D value(D x, double) {
-    return lane_by_lane(x, [](double v) { return __builtin_sin(v); });
-  }
-  HF_INLINE ValueAndSlope<double> both(D x, double) {
-    return {value(x, 0.0), lane_by_lane(x, [](double v) { return __builtin_cos(v); })};
+  template <class T>
+  HF_INLINE ValueAndSlope<T> both(Vec<T> x, T) {
+    return {vsin(x), vcos(x)};
   }
 };
 
@@ -150,17 +150,34 @@ static void apply(T* z, T* slope, int64_t n, T parameter) {
   constexpr int64_t lanes = kLanes<T>;
   if (slope) {
     for (int64_t i = 0; i < n; i += lanes) {
-      const ValueAndSlope<T> a = Function::both(load(z + i), parameter);
+      const ValueAndSlope<T> a = Function::template both<T>(load(z + i), parameter);
       store(z + i, a.value);
       store(slope + i, a.slope);
     }
   } else {
-    for (int64_t i = 0; i < n; i += lanes) store(z + i, Function::value(load(z + i), parameter));
+    for (int64_t i = 0; i < n; i += lanes) store(z + i, Function::template value<T>(load(z + i), parameter));
   }
 }
 
-// Whether a value is too large (or not finite) for the polynomial reduction of cos and sin.
-HF_INLINE bool beyond_reduction(const float* z, int64_t n) {
+// cos and sin of values too large (or not finite) for the polynomial reduction: the C library, lane by
+// lane, so that no other value is touched. `z` still holds the arguments.
+template <class Function>
+static void apply_with_large(bool cosine, float* z, float* slope, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<float>) {
+    const F x = load(z + i);
+    const ValueAndSlope<float> a = Function::template both<float>(x, 0.0f);
+    store(z + i, a.value);
+    if (slope) store(slope + i, a.slope);
+    for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
+      if (__builtin_fabsf(x[lane]) < kReducible) continue;
+      const double c = __builtin_cos(double(x[lane])), s = __builtin_sin(double(x[lane]));
+      z[i + lane] = float(cosine ? c : s);
+      if (slope) slope[i + lane] = float(cosine ? -s : c);
+    }
+  }
+}
+
+HF_INLINE bool any_beyond_reduction(const float* z, int64_t n) {
   I largest = {};
   for (int64_t i = 0; i < n; i += kLanes<float>) {
     const I magnitude = (I)load(z + i) & 0x7FFFFFFF;
@@ -172,20 +189,15 @@ HF_INLINE bool beyond_reduction(const float* z, int64_t n) {
   return false;
 }
 
-// The C library's cos and sin, for the rare block with an argument beyond the reduction.
-static void apply_libm(bool cosine, float* z, float* slope, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double c = __builtin_cos(double(z[i])), s = __builtin_sin(double(z[i]));
-    if (slope) slope[i] = float(cosine ? -s : c);
-    z[i] = float(cosine ? c : s);
-  }
+template <class Function>
+static void apply_trigonometric(bool cosine, float* z, float* slope, int64_t n) {
+  if (any_beyond_reduction(z, n)) return apply_with_large<Function>(cosine, z, slope, n);
+  apply<Function>(z, slope, n, 0.0f);
 }
-HF_INLINE bool trigonometric_by_libm(bool cosine, float* z, float* slope, int64_t n) {
-  if (!beyond_reduction(z, n)) return false;
-  apply_libm(cosine, z, slope, n);
-  return true;
+template <class Function>
+static void apply_trigonometric(bool, double* z, double* slope, int64_t n) {
+  apply<Function>(z, slope, n, 0.0);
 }
-HF_INLINE bool trigonometric_by_libm(bool, double*, double*, int64_t) { return false; }
 
 // n is a multiple of kLanes<T>; slope may be null; identity leaves both alone.
 template <class T>
@@ -200,12 +212,8 @@ static void activate(Activation activation, T parameter, T* z, T* slope, int64_t
     case Activation::gelu: return apply<Gelu>(z, slope, n, parameter);
     case Activation::gelu_tanh: return apply<GeluTanh>(z, slope, n, parameter);
     case Activation::silu: return apply<Silu>(z, slope, n, parameter);
-    case Activation::cos:
-      if (!trigonometric_by_libm(true, z, slope, n)) apply<Cos>(z, slope, n, parameter);
-      return;
-    case Activation::sin:
-      if (!trigonometric_by_libm(false, z, slope, n)) apply<Sin>(z, slope, n, parameter);
-      return;
+    case Activation::cos: return apply_trigonometric<Cos>(true, z, slope, n);
+    case Activation::sin: return apply_trigonometric<Sin>(false, z, slope, n);
   }
 }
 

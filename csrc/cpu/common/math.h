@@ -56,16 +56,6 @@ HF_INLINE F sin_reduced(F r) {
   p = p * s - 0.16666659712791443f;
   return r + (r * s) * p;
 }
-// cos on [-pi/2, pi/2], absolute error 2.5e-10.
-HF_INLINE F cos_reduced(F r) {
-  const F s = r * r;
-  F p = -2.6077111670019804e-07f * s + 2.4761886379565112e-05f;
-  p = p * s - 0.00138884037733078f;
-  p = p * s + 0.04166664183139801f;
-  p = p * s - 0.5f;
-  return p * s + 1.0f;
-}
-
 // x = r + n * ln 2; expm1(r) with relative error 3.1e-9; scale = 2^n. x must lie in [-87, 88].
 struct Exponential {
   F expm1;
