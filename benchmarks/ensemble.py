@@ -73,7 +73,12 @@ def cases() -> list[Case]:
             inputs=lambda device: make_inputs(mlp, members, rows, shared=True, device=device),
             ours=ours,
             reference=lambda x, theta: _reduce(logits(x, theta)),
-            baselines={"eager": lambda x, theta: _reduce(logits(x, theta)), "careful": careful, "loop": loop, "vmap": vmap},
+            baselines={
+                "eager": lambda x, theta: _reduce(logits(x, theta)),
+                "careful": careful,
+                "loop": loop,
+                "vmap": vmap,
+            },
             flops=members * rows * mlp.flops_per_row,
             bytes=4 * (members * mlp.num_weights + rows * 784),
         )

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-
 from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
+
 from hyperfast.plan import MLP, Activation
 
 Launch = tuple[str, Callable[[], object]]
@@ -18,8 +18,15 @@ def target_net(short: bool) -> Iterator[Launch]:
     cos, relu = Activation("cos"), Activation("relu")
     shapes = {"2-32-64-256-64-3": (cos, (2, 32, 64, 256, 64, 3))}
     if not short:
-        shapes |= {"1-100-1": (relu, (1, 100, 1)), "784-64-10": (relu, (784, 64, 10)), "96-200-300": (relu, (96, 200, 300))}
-    kinds = [("float32", torch.float32, torch.float32, "highest"), ("bfloat16", torch.bfloat16, torch.bfloat16, "highest")]
+        shapes |= {
+            "1-100-1": (relu, (1, 100, 1)),
+            "784-64-10": (relu, (784, 64, 10)),
+            "96-200-300": (relu, (96, 200, 300)),
+        }
+    kinds = [
+        ("float32", torch.float32, torch.float32, "highest"),
+        ("bfloat16", torch.bfloat16, torch.bfloat16, "highest"),
+    ]
     if not short:
         kinds += [
             ("tf32", torch.float32, torch.float32, "high"),

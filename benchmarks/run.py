@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import platform
 import statistics
 import subprocess
@@ -222,7 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--baseline", default="", help="comma-separated baselines; default all")
     parser.add_argument("--quick", action="store_true", help="three turns instead of eleven")
-    parser.add_argument("--json", type=Path, help=f"where rows go; default {RESULTS.name}/<device>.json, none with --quick")
+    parser.add_argument(
+        "--json", type=Path, help=f"where rows go; default {RESULTS.name}/<device>.json, none with --quick"
+    )
     parser.add_argument("--report", type=Path, help="write the table of these rows here")
     options = parser.parse_args(arguments)
     unknown = set(options.families) - set(FAMILIES)

@@ -77,8 +77,8 @@ struct MlpKernels {
   // Length in Compute of one padded gradient of a theta row.
   int64_t (*gradient_size)(const MlpProblem&);
   // Rows [begin, end) of one network; overwrites `gradient` (padded, Compute) when want_theta.
-  void (*backward)(const MlpProblem&, const MlpGradients&, int64_t network, int64_t begin, int64_t end,
-                   void* gradient, void* workspace);
+  void (*backward)(const MlpProblem&, const MlpGradients&, int64_t network, int64_t begin, int64_t end, void* gradient,
+                   void* workspace);
   // total += part, both padded gradients.
   void (*add)(const MlpProblem&, void* total, const void* part);
   // Writes a padded gradient to one row of gtheta (type of theta) and, where biases are apart, of gbias.

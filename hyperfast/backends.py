@@ -48,6 +48,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def current() -> str:
+    """The backend that hf.backend() named on this thread, or "auto"."""
     return _state.backend
 
 
@@ -63,6 +64,7 @@ def register(op: str, *kernels: str) -> None:
 
 
 def ops() -> list[str]:
+    """Every op, by name."""
     return sorted(_kernels)
 
 
@@ -93,6 +95,7 @@ def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None
 
 
 def preferred(device: str) -> tuple[str, ...]:
+    """The backends that "auto" tries on this kind of device, in order."""
     return ("cpp",) if device == "cpu" else ("cuda", "triton")
 
 

@@ -86,7 +86,7 @@ def _op(op: str) -> dict[str, Any]:
 
 
 def _smoke_test(op: str, device: str, backend: str) -> str:
-    """"ok", or what went wrong when `backend` ran a small case and was compared with the reference."""
+    """ "ok", or what went wrong when `backend` ran a small case and was compared with the reference."""
     try:
         outputs = []
         for name in (backend, "reference"):
@@ -133,7 +133,9 @@ def _smoke_ensemble(device: str) -> torch.Tensor:
     from .ops.ensemble import ensemble_sums
     from .reference.ensemble import make_inputs
 
-    return ensemble_sums(make_inputs(3, 5, 4, device=device)).prob
+    prob = ensemble_sums(make_inputs(3, 5, 4, device=device)).prob
+    assert prob is not None  # it was asked for
+    return prob
 
 
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {

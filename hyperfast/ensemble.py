@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +23,29 @@ _CHUNK_BYTES = {"cpu": 4 << 20}
 _CHUNK_BYTES_GPU = 1 << 30
 
 
+_ABSENT: Any = None
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What predict() returns. N inputs, C classes, O outputs, M members; fields not asked for are None."""
+    """What predict() returns. N inputs, C classes, O outputs, M members; fields not asked for are None.
 
-    mean_prob: Tensor | None = None
+    Typed as tensors, since whoever reads a field asked for it.
+    """
+
+    mean_prob: Tensor = _ABSENT
     """[N,C], the mean of the members' softmax."""
-    votes: Tensor | None = None
+    votes: Tensor = _ABSENT
     """[N,C] int64, how many members prefer each class (ties: the smallest label)."""
-    entropy: Tensor | None = None
+    entropy: Tensor = _ABSENT
     """[N], nats, of mean_prob."""
-    disagreement: Tensor | None = None
+    disagreement: Tensor = _ABSENT
     """[N], nats, entropy of mean_prob minus the members' mean entropy."""
-    mean: Tensor | None = None
+    mean: Tensor = _ABSENT
     """[N,O], of the outputs."""
-    var: Tensor | None = None
+    var: Tensor = _ABSENT
     """[N,O], of the outputs, unbiased as torch.var."""
-    member_accuracy: Tensor | None = None
+    member_accuracy: Tensor = _ABSENT
     """[M], share of inputs that each member classifies as targets says."""
 
 
@@ -79,11 +86,13 @@ def predict(
     if not (chunk == "auto" or (isinstance(chunk, int) and chunk >= 1)):
         raise ValueError(f"chunk must be 'auto' or a positive number of members; got {chunk!r}")
     batches = [x] if isinstance(x, Tensor) else x
-    count = len(batches) if hasattr(batches, "__len__") else None
-    parts, correct, seen = [], None, 0
+    count = len(batches) if isinstance(batches, Sized) else None
+    parts: list[dict[str, Tensor]] = []
+    correct: Tensor | None = None
+    seen = 0
     for index, batch in enumerate(batches):
         rows = batch.shape[0]
-        step = _auto_chunk(net, batch) if chunk == "auto" else chunk
+        step = chunk if isinstance(chunk, int) else _auto_chunk(net, batch)
         labels = None if targets is None else _labels(targets, seen, rows, batch)
         sums = _Sums(reduce, labels, total)
         for start in range(0, total, step):
@@ -100,7 +109,7 @@ def predict(
     if targets is not None and targets.shape[0] != seen:
         raise ValueError(f"targets must have one label per input, {seen}; got {tuple(targets.shape)}")
     fields = {name: torch.cat([p[name] for p in parts]) for name in reduce if name != "member_accuracy"}
-    if "member_accuracy" in reduce:
+    if correct is not None:
         fields["member_accuracy"] = (correct.double() / max(seen, 1)).float()
     return Prediction(**fields)
 
@@ -156,8 +165,11 @@ class _Sums:
 
     def __init__(self, reduce: tuple[str, ...], labels: Tensor | None, total: int) -> None:
         self.reduce, self.labels, self.total = reduce, labels, total
-        self.prob = self.entropy = self.votes = self.correct = self.mean = self.squares = None
-        self.done = 0
+        self.prob: Tensor | None = None
+        self.entropy: Tensor | None = None
+        self.votes: Tensor | None = None
+        self.correct: Tensor | None = None
+        self.moments: _Moments | None = _Moments() if self.wants("mean", "var") else None
 
     def wants(self, *names: str) -> bool:
         return any(name in self.reduce for name in names)
@@ -178,26 +190,12 @@ class _Sums:
                 _plus(total, more)
                 for total, more in ((self.prob, sums.prob), (self.entropy, sums.entropy), (self.votes, sums.votes))
             )
-            if sums.choice is not None:
+            if sums.choice is not None and self.labels is not None:
                 if self.correct is None:
                     self.correct = torch.zeros(self.total, dtype=torch.int64, device=y.device)
-                self.correct[start : start + y.shape[0]] = (sums.choice == self.labels).sum(1)
-        if self.wants("mean", "var"):
-            self._add_moments(y.double())
-
-    def _add_moments(self, y: Tensor) -> None:
-        """Chan's update of the mean and the sum of squared deviations, so that no digits cancel."""
-        count = y.shape[0]
-        mean = y.mean(0)
-        squares = (y - mean).square_().sum(0)
-        if self.mean is None:
-            self.mean, self.squares = mean, squares
-        else:
-            delta = mean - self.mean
-            both = self.done + count
-            self.mean = self.mean + delta * (count / both)
-            self.squares = self.squares + squares + delta.square() * (self.done * count / both)
-        self.done += count
+                self.correct[start : start + y.shape[0]] = sums.choice.eq(self.labels).sum(1)
+        if self.moments is not None:
+            self.moments.add(y.double())
 
     def result(self, batch: Tensor, total: int) -> dict[str, Tensor]:
         dtype = torch.float64 if batch.dtype == torch.float64 else torch.float32
@@ -210,10 +208,36 @@ class _Sums:
                 fields["disagreement"] = (entropy - self.entropy / total).clamp_min(0).to(dtype)
         if self.votes is not None:
             fields["votes"] = self.votes
-        if self.mean is not None:
-            var = self.squares / (total - 1) if total > 1 else torch.full_like(self.squares, torch.nan)
-            fields |= {"mean": self.mean.to(dtype), "var": var.to(dtype)}
+        if self.moments is not None:
+            fields |= {"mean": self.moments.mean.to(dtype), "var": self.moments.variance().to(dtype)}
         return fields
+
+
+class _Moments:
+    """Mean and sum of squared deviations by Chan's update, so that no digits cancel. float64."""
+
+    mean: Tensor
+    squares: Tensor
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, y: Tensor) -> None:
+        """y [m,N,...]."""
+        mean = y.mean(0)
+        squares = (y - mean).square_().sum(0)
+        both = self.count + y.shape[0]
+        if self.count == 0:
+            self.mean, self.squares = mean, squares
+        else:
+            delta = mean - self.mean
+            self.mean = self.mean + delta * (y.shape[0] / both)
+            self.squares = self.squares + squares + delta.square() * (self.count * y.shape[0] / both)
+        self.count = both
+
+    def variance(self) -> Tensor:
+        """Unbiased; NaN for one member, as torch.var."""
+        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.squares, torch.nan)
 
 
 def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -108,6 +108,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class MLPStage(Stage):
+    """A run of linear layers and activations, one kernel."""
+
     mlp: MLP
     served_by = "batched_mlp"
 
@@ -149,6 +151,8 @@ class Conv2dStage(Stage):
 
 @dataclass(frozen=True)
 class PoolStage(Stage):
+    """Max or average pooling that no convolution's epilogue takes."""
+
     kind: str  # "max" or "avg"
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
@@ -175,6 +179,8 @@ class NormStage(Stage):
 
 @dataclass(frozen=True)
 class ActivationStage(Stage):
+    """An activation that follows no layer with weights."""
+
     activation: Activation
 
     def describe(self) -> str:
@@ -183,12 +189,16 @@ class ActivationStage(Stage):
 
 @dataclass(frozen=True)
 class FlattenStage(Stage):
+    """[..., C, H, W] -> [..., C*H*W]."""
+
     def describe(self) -> str:
         return "flatten"
 
 
 @dataclass(frozen=True)
 class DropoutStage(Stage):
+    """Elementwise dropout, in training only."""
+
     p: float
 
     def describe(self) -> str:

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hyperfast.backends import INTERPRETING
+
 # Indices of hyperfast.plan.ACTIVATIONS.
 RELU = tl.constexpr(1)
 LEAKY_RELU = tl.constexpr(2)
@@ -32,7 +34,13 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 def power_of_two(n: int, at_least: int = 16) -> int:
+    """The next power of two; products need at least 16."""
     return max(at_least, triton.next_power_of_2(n))
+
+
+def is_amd() -> bool:
+    """Whether launches go to an AMD GPU."""
+    return not INTERPRETING and triton.runtime.driver.active.get_current_target().backend == "hip"
 
 
 # tl.cos and tl.sin take libdevice's slow path (a stack frame and five times the code). This reduction by

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .common import power_of_two
 
-# Inputs per program. Few, so that 10,000 inputs fill a large GPU; speed not measured.
-ROWS = 16
+# Inputs per program: few, so that 10,000 inputs fill a large GPU, and fewer with many classes, so that their
+# sums fit in registers. Speed not measured.
+MOST_ROWS = 16
+MOST_VALUES = 1024
 
 
 @triton.jit
@@ -19,9 +21,7 @@ def sums_kernel(
     PROB: tl.constexpr, ENTROPY: tl.constexpr, VOTES: tl.constexpr, CHOICE: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """All members for ROWS inputs, in order; the sums stay in registers.
-
-    """
+    """All members for ROWS inputs, in order; the sums stay in registers."""
     n = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     c = tl.arange(0, CLASSES)
     inside = (n[:, None] < N) & (c[None, :] < C)
@@ -66,9 +66,11 @@ def ensemble_sums(logits: Tensor, want_prob: bool, want_entropy: bool, want_vote
     choice = new(want_choice, (members, rows), torch.int64)
     if rows and members:
         logits = logits if logits.stride(2) == 1 or classes == 1 else logits.contiguous()
-        sums_kernel[(triton.cdiv(rows, ROWS),)](
+        padded = power_of_two(classes, 2)
+        block = max(1, min(MOST_ROWS, MOST_VALUES // padded))
+        sums_kernel[(triton.cdiv(rows, block),)](
             logits, prob, entropy, votes, choice, members, rows, classes, logits.stride(0), logits.stride(1),
-            PROB=want_prob, ENTROPY=want_entropy, VOTES=want_votes, CHOICE=want_choice, ROWS=ROWS,
-            CLASSES=power_of_two(classes, 2), num_warps=4,
+            PROB=want_prob, ENTROPY=want_entropy, VOTES=want_votes, CHOICE=want_choice, ROWS=block,
+            CLASSES=padded, num_warps=4,
         )  # fmt: skip
     return prob, entropy, votes, choice

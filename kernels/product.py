@@ -18,8 +18,8 @@ from .common import TRITON_TYPES, activate, dot_precision, power_of_two, slope
 class ProductConfig:
     """Tile of product_kernel: m x n outputs, k at a time. Speed not measured.
 
-    Strict float32 has no tensor cores: with 4 warps ptxas spills 676 bytes on sm_90, and with 8 warps and
-    k = 32 still 4 bytes on sm_100.
+    Strict float32 has no tensor cores: with 4 warps ptxas spills 676 bytes on sm_90, and with 8 warps in two
+    stages still 4 to 8 bytes on some targets.
     """
 
     m: int
@@ -30,8 +30,8 @@ class ProductConfig:
 
     @classmethod
     def for_shape(cls, m: int, n: int, k: int, dot: torch.dtype) -> ProductConfig:
-        most_k, warps = (16, 8) if dot == torch.float32 else (32, 4)
-        return cls(min(64, power_of_two(m)), min(64, power_of_two(n)), min(most_k, power_of_two(k)), warps, 2)
+        warps, stages = (8, 1) if dot == torch.float32 else (4, 2)
+        return cls(min(64, power_of_two(m)), min(64, power_of_two(n)), min(32, power_of_two(k)), warps, stages)
 
 
 @triton.jit
@@ -101,7 +101,6 @@ class Operand:
 def operand(t: Tensor) -> Operand:
     """[B,M,N], or [M,N] for every entry of the batch."""
     return Operand(t, (0, *t.stride()) if t.dim() == 2 else tuple(t.stride()))
-
 
 
 def product(

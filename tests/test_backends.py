@@ -60,7 +60,10 @@ def test_backward_uses_forward_s_backend():
 def test_a_backend_that_can_t_serve_says_what_can():
     with pytest.raises(ValueError, match="backend must be one of auto, cpp, triton"), hf.backend("fortran"):
         pass
-    with hf.backend("triton"), pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1.*Available for this call: cpp, reference"):
+    with (
+        hf.backend("triton"),
+        pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1.*Available for this call: cpp, reference"),
+    ):
         hf.ops.batched_linear(*LINEAR)
     with hf.backend("cuda"), pytest.raises(RuntimeError, match="batched_linear has no cuda kernel"):
         hf.ops.batched_linear(*LINEAR)

@@ -45,7 +45,9 @@ def test_07_09_sizes_and_layouts(members, rows, classes, transposed):
     assert_sums_match("cpp", logits, members)
     with hf.backend("cpp"):
         plain = ensemble_sums(logits, *ALL)
-        strided = ensemble_sums(torch.stack([logits, logits.new_full((), torch.nan).expand_as(logits)], -1)[..., 0], *ALL)
+        strided = ensemble_sums(
+            torch.stack([logits, logits.new_full((), torch.nan).expand_as(logits)], -1)[..., 0], *ALL
+        )
     assert all(torch.equal(a, b) for a, b in zip(plain, strided, strict=True))
 
 
@@ -62,7 +64,11 @@ def test_sums_gpu():
 
 def test_13_extremes_stay_in_their_input():
     logits = make_inputs(4, 20, 5)
-    logits[1, 3, 2], logits[2, 5, 1], logits[0, 7] = torch.nan, torch.inf, torch.tensor([1e4, -1e4, 0, 1e30, -torch.inf])
+    logits[1, 3, 2], logits[2, 5, 1], logits[0, 7] = (
+        torch.nan,
+        torch.inf,
+        torch.tensor([1e4, -1e4, 0, 1e30, -torch.inf]),
+    )
     logits[3, 9, 0] = -torch.inf
     assert_sums_match("cpp", logits, 4)
 

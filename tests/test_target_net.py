@@ -6,7 +6,6 @@ from contract import OpContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 import hyperfast as hf
 from hyperfast import backends
 from hyperfast.ops.target_net import _encoded, run_mlp
@@ -67,15 +66,16 @@ class TestBatchedMLPShared(_MLPContract):
 
 
 class TestBatchedLinear(OpContract):
-    SIZES = {"small": (2, 3, 4, 2), "medium": (3, 61, 35, 18)}
-
     def call(self, x, weight, bias):
         return hf.ops.batched_linear(x, weight, bias, "sigmoid")
 
     def inputs(self, size="small", dtype=torch.float32, seed=0):
-        b, n, i, o = self.SIZES[size]
+        b, n, i, o = (2, 3, 4, 2) if size == "small" else (3, 61, 35, 18)
         generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in ((b, n, i), (b, o, i), (b, o))]
+        return [
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            for shape in ((b, n, i), (b, o, i), (b, o))
+        ]
 
     def raw_op_calls_for(self, dtype):
         x, weight, bias = self.inputs("small", dtype)
@@ -369,10 +369,12 @@ def test_batched_conv2d_is_the_convolution_of_each_network():
         y = hf.ops.batched_conv2d(x, weight, bias, stride=2, padding=1, activation="relu", pool=2)
     for b in range(3):
         one = F.max_pool2d(F.relu(F.conv2d(x[b], weight[b], bias[b], 2, 1)), 2)
-        assert_accurate(y[b], one, F.max_pool2d(F.relu(F.conv2d(x[b].double(), weight[b].double(), bias[b].double(), 2, 1)), 2), "y")
+        assert_accurate(
+            y[b], one, F.max_pool2d(F.relu(F.conv2d(x[b].double(), weight[b].double(), bias[b].double(), 2, 1)), 2), "y"
+        )
 
 
 def test_a_named_backend_does_not_fall_back():
     x, weight = torch.randn(1, 1, 1, 5, 5), torch.randn(1, 1, 1, 3, 3)
-    with hf.backend("cpp"), pytest.raises(RuntimeError, match="'cpp' can't serve batched_conv2d.*reference"):
+    with hf.backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' can't serve batched_conv2d.*reference"):
         hf.ops.batched_conv2d(x, weight)

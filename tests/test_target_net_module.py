@@ -23,7 +23,12 @@ def image_template():
 
 def norm_template(mode="per_target"):
     return nn.Sequential(
-        nn.Linear(3, 16), hf.nn.PerTargetNorm(16, mode), nn.ReLU(), nn.Linear(16, 8), hf.nn.PerTargetNorm(8, mode), nn.Linear(8, 2)
+        nn.Linear(3, 16),
+        hf.nn.PerTargetNorm(16, mode),
+        nn.ReLU(),
+        nn.Linear(16, 8),
+        hf.nn.PerTargetNorm(8, mode),
+        nn.Linear(8, 2),
     )
 
 
@@ -77,9 +82,14 @@ def test_theta_is_parameters_to_vector():
     net = hf.nn.TargetNet(template)
     theta = parameters_to_vector(template.parameters()).detach().unsqueeze(0)
     assert net.num_weights == theta.shape[1]
-    assert [(name, shape) for name, shape, _ in net.layout] == [(n, tuple(p.shape)) for n, p in template.named_parameters()]
+    assert [(name, shape) for name, shape, _ in net.layout] == [
+        (n, tuple(p.shape)) for n, p in template.named_parameters()
+    ]
     weights = net.unflatten(theta)
-    assert all(torch.equal(weights[n][0], p) and weights[n].data_ptr() >= theta.data_ptr() for n, p in template.named_parameters())
+    assert all(
+        torch.equal(weights[n][0], p) and weights[n].data_ptr() >= theta.data_ptr()
+        for n, p in template.named_parameters()
+    )
     assert torch.equal(net.flatten(weights), theta)
     x = torch.randn(6, 3)
     torch.testing.assert_close(net(x, theta)[0], template(x))
@@ -91,7 +101,7 @@ def test_residual_names_and_module():
     f = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     x = torch.randn(5, 3)
     assert torch.equal(hf.nn.Residual(f)(x), x + f(x))
-    with pytest.raises(TypeError, match="Residual takes an nn.Sequential"):
+    with pytest.raises(TypeError, match=r"Residual takes an nn\.Sequential"):
         hf.nn.Residual(nn.Linear(3, 3))
 
 
@@ -114,7 +124,9 @@ def test_plan_groups_layers_and_reads_well():
 def test_owns_no_weights_but_norms():
     assert hf.nn.TargetNet(image_template()).state_dict() == {}
     net = hf.nn.TargetNet(norm_template("shared"))
-    assert set(net.state_dict()) == {f"norms.{i}.{n}" for i in (1, 4) for n in ("gamma", "beta", "running_mean", "running_var")}
+    assert set(net.state_dict()) == {
+        f"norms.{i}.{n}" for i in (1, 4) for n in ("gamma", "beta", "running_mean", "running_var")
+    }
     assert not any(p is q for p in net.parameters() for q in norm_template().parameters())
 
 
@@ -135,7 +147,10 @@ def test_per_target_norm_on_other_points():
     net = hf.nn.TargetNet(norm_template())
     theta, grid, points = net.init(3), torch.randn(40, 3), torch.randn(3, 7, 3)
     stats = net.statistics(theta, grid)
-    assert {name: tuple(t.shape for t in s) for name, s in stats.items()} == {"1": ((3, 1, 16),) * 2, "4": ((3, 1, 8),) * 2}
+    assert {name: tuple(t.shape for t in s) for name, s in stats.items()} == {
+        "1": ((3, 1, 16),) * 2,
+        "4": ((3, 1, 8),) * 2,
+    }
     torch.testing.assert_close(net(grid, theta, stats=stats), net(grid, theta))
     one = net(points[:, :1], theta, stats=stats)
     torch.testing.assert_close(net(points, theta, stats=stats)[:, :1], one)
@@ -180,7 +195,9 @@ def test_cnn_runs_on_the_reference_and_says_so():
     cases = [str(w.message).split(" on ")[0] for w in caught if w.category is hf.HyperfastFallbackWarning]
     assert cases == ["no kernel serves batched_conv2d", "no kernel serves batched_pool2d"]  # once per case
     torch.testing.assert_close(y, oracle(template, theta, own, net), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(net(shared, theta), oracle(template, theta, shared, net, own=False), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        net(shared, theta), oracle(template, theta, shared, net, own=False), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dropout_only_in_training():

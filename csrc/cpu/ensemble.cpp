@@ -12,7 +12,9 @@ namespace HF_ISA {
 constexpr int64_t kGroup = 16;  // inputs at once
 constexpr int kVectors = kGroup / kLanes<float>;
 
-static int64_t workspace(const EnsembleProblem& p) { return p.classes * kGroup * int64_t(2 * sizeof(float) + sizeof(double)); }
+static int64_t workspace(const EnsembleProblem& p) {
+  return p.classes * kGroup * int64_t(2 * sizeof(float) + sizeof(double));
+}
 
 // logits of one member and `n` inputs -> columns [class][kGroup]; absent inputs repeat the first.
 static void gather(float* columns, const float* logits, int64_t row_stride, int64_t n, int64_t classes) {

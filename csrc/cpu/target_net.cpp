@@ -79,8 +79,8 @@ static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer&
                        bool transposed, T* scratch, Arena& arena) {
   const Strided& theta = p.theta;
   const int64_t row = network * theta.network_stride;
-  const T* w = row_in_place(element(theta.data, theta.type, row + layer.weight), theta.type, scratch,
-                            layer.in * layer.out);
+  const T* w =
+      row_in_place(element(theta.data, theta.type, row + layer.weight), theta.type, scratch, layer.in * layer.out);
   T* weight = arena.take<T>(padded<T>(layer.out) * layer.in);
   pack_transposed(weight, w, layer.out, layer.in);
   T* other = nullptr;
@@ -92,11 +92,34 @@ static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer&
   for (int64_t i = 0; i < padded<T>(layer.out); ++i) bias[i] = T(0);
   if (layer.bias >= 0) {
     const Strided& from = p.bias.data ? p.bias : theta;
-    load_row(bias, element(from.data, from.type, network * from.network_stride + layer.bias), from.type,
-             layer.out);
+    load_row(bias, element(from.data, from.type, network * from.network_stride + layer.bias), from.type, layer.out);
   }
   *packed = {weight, other, bias};
 }
+
+// Fetches the next network's weights while this one computes, a few cache lines with every tile: with few rows a
+// network, reading theta takes a third as long as the products, and more at once would fill the line buffers.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+  int64_t lines = 0;
+
+  Ahead(const MlpProblem& p, int64_t network, int64_t rows) {
+    if (network + 1 >= p.networks) return;
+    const Layer& last = p.layers[p.num_layers - 1];
+    const int64_t row = (network + 1) * p.theta.network_stride;
+    at = static_cast<const char*>(element(p.theta.data, p.theta.type, row));
+    end = static_cast<const char*>(element(p.theta.data, p.theta.type, row + last.weight + last.in * last.out));
+    int64_t panels = 0;
+    for (int64_t l = 0; l < p.num_layers; ++l)
+      panels += round_up(p.layers[l].out, 16 * kPanelsAtOnce) / (16 * kPanelsAtOnce);
+    const int64_t tiles = panels * ((rows + kRows - 1) / kRows);
+    lines = ((end - at) / 64 + tiles - 1) / max64(tiles, 1);
+  }
+  void step() {
+    for (int64_t i = 0; i < lines && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
 
 // ---- forward ------------------------------------------------------------------------------------
 
@@ -121,9 +144,11 @@ struct LayerForward {
   T* output;  // panels
   T* slope;   // panels, or null
   int64_t rows;
+  Ahead& ahead;
 
   template <int MR, int NP>
   __attribute__((always_inline)) inline void run(int64_t row, int64_t panel) const {
+    ahead.step();
     Tile<T, MR, NP> c;
     const T* bias = packed.bias + panel * kPanel<T>;
     HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) {
@@ -136,8 +161,7 @@ struct LayerForward {
     multiply<1>(c, a, packed.weight + panel * panel_size, panel_size, layer.in, input.chunk, input.jump);
     HF_UNROLL for (int p = 0; p < NP; ++p) {
       T* to = output + (panel + p) * kPanelStride<T> + row * kPanel<T>;
-      HF_UNROLL for (int i = 0; i < MR; ++i)
-        HF_UNROLL for (int j = 0; j < kRegs; ++j)
+      HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < kRegs; ++j)
           store(to + i * kPanel<T> + j * kLanes<T>, c.v[i][p * kRegs + j]);
     }
   }
@@ -149,10 +173,9 @@ struct LayerForward {
 };
 
 template <class T>
-static void forward_layer(const Layer& layer, const PackedLayer<T>& packed, Rows<T> input, T* output,
-                          T* slope, int64_t rows) {
-  for_tiles(LayerForward<T>{layer, packed, input, output, slope, rows},
-            padded<T>(layer.out) / kPanel<T>, rows);
+static void forward_layer(const Layer& layer, const PackedLayer<T>& packed, Rows<T> input, T* output, T* slope,
+                          int64_t rows, Ahead& ahead) {
+  for_tiles(LayerForward<T>{layer, packed, input, output, slope, rows, ahead}, padded<T>(layer.out) / kPanel<T>, rows);
 }
 
 template <class T>
@@ -162,8 +185,7 @@ static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t
   for (int64_t l = 0; l < p.num_layers; ++l) largest = max64(largest, p.layers[l].in * p.layers[l].out);
   T* converted = arena.take<T>(largest);
   PackedLayer<T>* packed = arena.take<PackedLayer<T>>(p.num_layers);
-  for (int64_t l = 0; l < p.num_layers; ++l)
-    pack_layer(packed + l, p, p.layers[l], network, false, converted, arena);
+  for (int64_t l = 0; l < p.num_layers; ++l) pack_layer(packed + l, p, p.layers[l], network, false, converted, arena);
 
   const int64_t in = p.layers[0].in, out = p.layers[p.num_layers - 1].out;
   const int64_t width = padded<T>(widest(p));
@@ -171,6 +193,7 @@ static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t
   T* pong = arena.take<T>(width * kBlock);
   T* x_rows = arena.take<T>(in * kBlock);
   const bool in_place = p.x.type == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+  Ahead ahead(p, network, end - begin);
   for (int64_t r = begin; r < end; r += kBlock) {
     const int64_t rows = min64(kBlock, end - r);
     const void* x = element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride);
@@ -183,7 +206,7 @@ static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t
     T* from = pong;
     T* to = ping;
     for (int64_t l = 0; l < p.num_layers; ++l) {
-      forward_layer<T>(p.layers[l], packed[l], input, to, nullptr, rows);
+      forward_layer<T>(p.layers[l], packed[l], input, to, nullptr, rows, ahead);
       input = in_panels<T>(to);
       T* swap = from;
       from = to;
@@ -210,17 +233,15 @@ struct InputGradient {
     const T* a[MR];
     HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = gz + (row + i) * kPanel<T>;
     const int64_t panel_size = layer.out * kPanel<T>;
-    multiply<1>(c, a, packed.transposed + panel * panel_size, panel_size, layer.out, kPanel<T>,
-                kPanelStride<T>);
+    multiply<1>(c, a, packed.transposed + panel * panel_size, panel_size, layer.out, kPanel<T>, kPanelStride<T>);
     HF_UNROLL for (int p = 0; p < NP; ++p) {
       const int64_t at = (panel + p) * kPanelStride<T> + row * kPanel<T>;
-      HF_UNROLL for (int i = 0; i < MR; ++i)
-        HF_UNROLL for (int j = 0; j < kRegs; ++j) {
-          const int64_t k = at + i * kPanel<T> + j * kLanes<T>;
-          Vec<T> g = c.v[i][p * kRegs + j];
-          if (slope) g *= load(slope + k);
-          store(output + k, g);
-        }
+      HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < kRegs; ++j) {
+        const int64_t k = at + i * kPanel<T> + j * kLanes<T>;
+        Vec<T> g = c.v[i][p * kRegs + j];
+        if (slope) g *= load(slope + k);
+        store(output + k, g);
+      }
     }
   }
   void finish(int64_t, int64_t) const {}
@@ -241,14 +262,13 @@ struct WeightGradient {
     Tile<T, MR, NP> c = {};
     T* to = gradient + o * stride + panel * kPanel<T>;
     if (add)
-      HF_UNROLL for (int i = 0; i < MR; ++i)
-        HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] = load(to + i * stride + j * kLanes<T>);
+      HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] =
+          load(to + i * stride + j * kLanes<T>);
     const T* a[MR];
-    HF_UNROLL for (int i = 0; i < MR; ++i)
-      a[i] = gz + (o + i) / kPanel<T> * kPanelStride<T> + (o + i) % kPanel<T>;
+    HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = gz + (o + i) / kPanel<T> * kPanelStride<T> + (o + i) % kPanel<T>;
     multiply<kPanel<T>>(c, a, h + panel * kPanelStride<T>, kPanelStride<T>, rows, rows, 0);
-    HF_UNROLL for (int i = 0; i < MR; ++i)
-      HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) store(to + i * stride + j * kLanes<T>, c.v[i][j]);
+    HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j)
+        store(to + i * stride + j * kLanes<T>, c.v[i][j]);
   }
   void finish(int64_t, int64_t) const {}
 };
@@ -292,8 +312,7 @@ static void backward(const MlpProblem& p, const MlpGradients& g, int64_t network
     const Layer& layer = p.layers[l];
     pack_layer(packed + l, p, layer, network, l > 0 || g.gx, converted, arena);
     h[l + 1] = arena.take<T>(padded<T>(layer.out) * kBlock);
-    slope[l + 1] =
-        layer.activation == Activation::identity ? nullptr : arena.take<T>(padded<T>(layer.out) * kBlock);
+    slope[l + 1] = layer.activation == Activation::identity ? nullptr : arena.take<T>(padded<T>(layer.out) * kBlock);
   }
   const int64_t width = padded<T>(widest(p));
   T* gz = arena.take<T>(width * kBlock);
@@ -302,15 +321,16 @@ static void backward(const MlpProblem& p, const MlpGradients& g, int64_t network
 
   if (g.want_theta && begin == end)
     for (int64_t i = 0; i < gradient_size<T>(p); ++i) gradient[i] = T(0);
+  Ahead ahead(p, network, end - begin);
   for (int64_t r = begin; r < end; r += kBlock) {
     const int64_t rows = min64(kBlock, end - r);
-    rows_to_panels(h[0], element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride),
-                   p.x.type, p.x.row_stride, rows, in);
+    rows_to_panels(h[0], element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride), p.x.type,
+                   p.x.row_stride, rows, in);
     for (int64_t l = 0; l < layers; ++l)
-      forward_layer<T>(p.layers[l], packed[l], in_panels<T>(h[l]), h[l + 1], slope[l + 1], rows);
+      forward_layer<T>(p.layers[l], packed[l], in_panels<T>(h[l]), h[l + 1], slope[l + 1], rows, ahead);
 
-    rows_to_panels(gz, element(g.gy.data, g.gy.type, network * g.gy.network_stride + r * g.gy.row_stride),
-                   g.gy.type, g.gy.row_stride, rows, out);
+    rows_to_panels(gz, element(g.gy.data, g.gy.type, network * g.gy.network_stride + r * g.gy.row_stride), g.gy.type,
+                   g.gy.row_stride, rows, out);
     if (slope[layers]) multiply_panels(gz, slope[layers], padded<T>(out) / kPanel<T>, rows);
     for (int64_t l = layers - 1; l >= 0; --l) {
       const Layer& layer = p.layers[l];
@@ -321,15 +341,14 @@ static void backward(const MlpProblem& p, const MlpGradients& g, int64_t network
         bias_gradient(gz, to + layer.out * stride, padded<T>(layer.out), rows, r > begin);
       }
       if (l == 0 && !g.gx) break;
-      for_tiles(InputGradient<T>{layer, packed[l], gz, below, slope[l]}, padded<T>(layer.in) / kPanel<T>,
-                rows);
+      for_tiles(InputGradient<T>{layer, packed[l], gz, below, slope[l]}, padded<T>(layer.in) / kPanel<T>, rows);
       T* swap = gz;
       gz = below;
       below = swap;
     }
     if (g.gx)
-      panels_to_rows(element(g.gx, g.gx_type, network * g.gx_network_stride + r * in), g.gx_type, gz, rows,
-                     in, g.add_to_gx);
+      panels_to_rows(element(g.gx, g.gx_type, network * g.gx_network_stride + r * in), g.gx_type, gz, rows, in,
+                     g.add_to_gx);
   }
 }
 
@@ -363,27 +382,21 @@ static void emit(const MlpProblem& p, const void* gradient, void* gtheta, void* 
 #define HF_BY_COMPUTE_TYPE(function, ...) \
   (p.x.type == DType::f64 ? function<double>(__VA_ARGS__) : function<float>(__VA_ARGS__))
 
-static int64_t any_workspace(const MlpProblem& p, bool backward) {
-  return HF_BY_COMPUTE_TYPE(workspace, p, backward);
-}
-static void any_forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t end, void* y,
-                        void* scratch) {
+static int64_t any_workspace(const MlpProblem& p, bool backward) { return HF_BY_COMPUTE_TYPE(workspace, p, backward); }
+static void any_forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t end, void* y, void* scratch) {
   HF_BY_COMPUTE_TYPE(forward, p, network, begin, end, y, scratch);
 }
 static int64_t any_gradient_size(const MlpProblem& p) { return HF_BY_COMPUTE_TYPE(gradient_size, p); }
-static void any_backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin,
-                         int64_t end, void* gradient, void* scratch) {
+static void any_backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin, int64_t end,
+                         void* gradient, void* scratch) {
   HF_BY_COMPUTE_TYPE(backward, p, g, network, begin, end, gradient, scratch);
 }
-static void any_add(const MlpProblem& p, void* total, const void* part) {
-  HF_BY_COMPUTE_TYPE(add, p, total, part);
-}
+static void any_add(const MlpProblem& p, void* total, const void* part) { HF_BY_COMPUTE_TYPE(add, p, total, part); }
 static void any_emit(const MlpProblem& p, const void* gradient, void* gtheta, void* gbias) {
   HF_BY_COMPUTE_TYPE(emit, p, gradient, gtheta, gbias);
 }
 
-extern const MlpKernels mlp_kernels = {any_workspace, any_forward, any_gradient_size,
-                                       any_backward,  any_add,     any_emit};
+extern const MlpKernels mlp_kernels = {any_workspace, any_forward, any_gradient_size, any_backward, any_add, any_emit};
 
 }  // namespace HF_ISA
 }  // namespace hyperfast

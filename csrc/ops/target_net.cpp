@@ -107,6 +107,8 @@ class Backward {
       gx_ = torch::stable::new_empty(problem.x, {0});
     const Tensor& theta = problem.theta;
     gtheta_ = torch::stable::new_empty(theta, {want_weights ? p_.networks : 0, theta.size(1)});
+    for (const Tensor* t : {&gx_, &gtheta_})
+      prefer_huge_pages(t->mutable_data_ptr(), t->numel() * int64_t(t->element_size()));
     const Tensor& bias_like = problem.bias ? *problem.bias : theta;
     gbias_ = torch::stable::new_empty(
         bias_like, {want_weights && problem.bias ? p_.networks : 0, problem.bias ? bias_like.size(1) : 0});
@@ -213,10 +215,9 @@ class Backward {
 };
 
 std::tuple<Tensor, Tensor, Tensor> mlp_backward(const Tensor& gy, const Tensor& x, const Tensor& theta,
-                                                const OptionalTensor& bias, const Ints& widths,
-                                                const Ints& activations, const std::vector<double>& parameters,
-                                                const Ints& biases, bool want_x, bool want_theta,
-                                                bool want_bias) {
+                                                const OptionalTensor& bias, const Ints& widths, const Ints& activations,
+                                                const std::vector<double>& parameters, const Ints& biases, bool want_x,
+                                                bool want_theta, bool want_bias) {
   const Problem problem(x, theta, bias, widths, activations, parameters, biases);
   return Backward(problem, gy, want_x, want_theta, want_bias).run();
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +90,9 @@ class NoiseStream:
         return rows[inverse, indices % self.BLOCK]
 
     def _block(self, block: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed << 32) + block)
-        return torch.rand(self.BLOCK, self.size, generator=generator) * 2 - 1
+        # torch's CPU generator reads 32 bits of its seed; Philox is keyed by both numbers.
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, block]))
+        return torch.from_numpy(generator.random((self.BLOCK, self.size), dtype=np.float32)) * 2 - 1
 
 
 def _layer_shapes(net: TargetNet) -> list[tuple[int, int, bool]]:
@@ -105,7 +108,7 @@ def _layer_shapes(net: TargetNet) -> list[tuple[int, int, bool]]:
 
 def _perceptron(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         linear = nn.Linear(inputs, outputs, bias=False)
         std = 0.1 / inputs**0.5
         nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,7 @@ _PLAIN = {
     Cos: "cos", Sin: "sin",
 }  # fmt: skip
 
-Named = tuple[str, nn.Module]
+Named = tuple[str, Any]  # a layer's name and the module, whose type the readers below know
 
 
 def compile_template(template: nn.Sequential) -> Plan:
@@ -71,7 +72,7 @@ def _layout(template: nn.Sequential) -> tuple[Entry, ...]:
     owners: dict[int, str] = {}
     entries, offset = [], 0
     for name, module in template.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         if owners.setdefault(id(module), name) != name:
             raise ValueError(
@@ -107,7 +108,8 @@ def _following_activation(layers: list[Named], at: int) -> tuple[Activation, int
 
 
 def _linear_run(layers: list[Named], at: int) -> tuple[Stage, int]:
-    widths, activations, biases, names = [layers[at][1].in_features], [], [], ()
+    widths, activations, biases = [layers[at][1].in_features], [], []
+    names: tuple[str, ...] = ()
     while at < len(layers) and type(layers[at][1]) is nn.Linear:
         name, linear = layers[at]
         if linear.in_features != widths[-1]:
@@ -151,19 +153,28 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _is_plain_max_pool(module: nn.Module) -> bool:
+def _is_plain_max_pool(module: Any) -> bool:
     """k x k windows side by side: what the convolution's epilogue can take."""
     if type(module) is not nn.MaxPool2d or module.return_indices or module.ceil_mode:
         return False
     k = _pair(module.kernel_size)
-    return k[0] == k[1] and _pair(module.stride) == k and _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
+    return (
+        k[0] == k[1]
+        and _pair(module.stride) == k
+        and _pair(module.padding) == (0, 0)
+        and _pair(module.dilation) == (1, 1)
+    )
 
 
 def _pool2d(layers: list[Named], at: int) -> tuple[Stage, int]:
     name, pool = layers[at]
     kind = "max" if type(pool) is nn.MaxPool2d else "avg"
-    plain = {"ceil_mode": False}
-    plain |= {"return_indices": False, "dilation": 1} if kind == "max" else {"count_include_pad": True, "divisor_override": None}
+    plain: dict[str, Any] = {"ceil_mode": False}
+    plain |= (
+        {"return_indices": False, "dilation": 1}
+        if kind == "max"
+        else {"count_include_pad": True, "divisor_override": None}
+    )
     for option, value in plain.items():
         if getattr(pool, option) != value:
             raise ValueError(f"layer {name!r}: {option}={getattr(pool, option)!r} is not supported, only {value!r}")

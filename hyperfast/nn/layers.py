@@ -48,6 +48,9 @@ class PerTargetNorm(nn.Module):
     As a module of its own it takes x [..., N, features].
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, features: int, mode: str = "per_target", eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         if mode not in ("per_target", "shared"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +198,7 @@ class _Run:
 
     def norm(self, stage: NormStage, x: Tensor) -> Tensor:
         name = stage.names[0]
-        norm = self.net.norms[_key(name)]
+        norm: Any = self.net.norms[_key(name)]
         stats = self.stats[name] if self.stats is not None else norm.statistics(x)
         if self.collect is not None:
             self.collect[name] = tuple(s.expand(self.networks, 1, stage.features) for s in stats)

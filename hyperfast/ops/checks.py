@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ def check_tensor(name: str, value: object, dims: tuple[int, ...], shape: str) ->
 
 
 def check_size(name: str, value: Tensor, dim: int, expected: int, why: str) -> None:
+    """Raises ValueError unless `value` has size `expected` in `dim`; `why` says where that size comes from."""
     if value.shape[dim] != expected:
         raise ValueError(f"{name} must have size {expected} in dimension {dim} ({why}); got {tuple(value.shape)}")
 
@@ -39,7 +42,7 @@ def _listed(values: dict) -> str:
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def autocast(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(device: str, *tensors: Any) -> tuple[Any, ...]:
     """Under autocast, every tensor in the autocast dtype, as nn.Linear takes them; otherwise unchanged."""
     if not torch.is_autocast_enabled(device):
         return tensors

@@ -11,6 +11,7 @@ How a call runs: check -> autocast -> backend -> autograd.Function -> raw op of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -145,9 +146,7 @@ def batched_conv2d(
     device = x.device.type
     x, weight, bias = autocast(device, x, weight, bias)
     backends.select("batched_conv2d", device, x.dtype, weight.dtype)
-    return reference.batched_conv2d(
-        x, weight, bias, _pair(stride), _pair(padding), Activation.of(activation), pool
-    )
+    return reference.batched_conv2d(x, weight, bias, _pair(stride), _pair(padding), Activation.of(activation), pool)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -184,7 +183,9 @@ def _encoded(mlp: MLP) -> Encoded:
     )
 
 
-def _decoded(widths: Sequence[int], activations: Sequence[int], parameters: Sequence[float], biases: Sequence[int]) -> MLP:
+def _decoded(
+    widths: Sequence[int], activations: Sequence[int], parameters: Sequence[float], biases: Sequence[int]
+) -> MLP:
     named = tuple(Activation(ACTIVATIONS[a], p) for a, p in zip(activations, parameters, strict=True))
     return MLP(tuple(widths), named, tuple(bool(b) for b in biases))
 
@@ -205,10 +206,12 @@ def _fake_backward(gy, x, theta, bias, widths, activations, parameters, biases, 
 
 def _flops(x, theta, bias, widths, *_, **__) -> int:
     rows = theta[0] * x[-2]
-    return sum(2 * rows * i * o for i, o in zip(widths, widths[1:], strict=False))
+    return sum(2 * rows * i * o for i, o in pairwise(widths))
 
 
-def _flops_backward(gy, x, theta, bias, widths, activations, parameters, biases, want_x, want_theta, want_bias, **_) -> int:
+def _flops_backward(
+    gy, x, theta, bias, widths, activations, parameters, biases, want_x, want_theta, want_bias, **_
+) -> int:
     forward = _flops(x, theta, bias, widths)
     first = 2 * theta[0] * x[-2] * widths[0] * widths[1]
     to_inputs = forward if want_x else forward - first
@@ -309,14 +312,15 @@ class _BatchedMLPBackward(torch.autograd.Function):
         inputs = (x, theta) if bias is None else (x, theta, bias)
         wanted = [i for i in range(len(inputs)) if ctx.wants[i]]
 
-        def gradients(gy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            def forward(*inputs: Tensor) -> Tensor:
-                return reference.batched_mlp(*inputs[:2], inputs[2] if len(inputs) > 2 else None, ctx.mlp)
+        def forward(x: Tensor, theta: Tensor, bias: Tensor | None = None) -> Tensor:
+            return reference.batched_mlp(x, theta, bias, ctx.mlp)
 
-            every = torch.func.vjp(forward, *inputs)[1](gy)
+        def gradients(gy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            _, pullback = torch.func.vjp(forward, *inputs)[:2]
+            every = pullback(gy)
             return tuple(every[i] for i in wanted)
 
-        _, pullback = torch.func.vjp(gradients, gy, *inputs)
+        _, pullback = torch.func.vjp(gradients, gy, *inputs)[:2]
         result = list(pullback(tuple(gg[i] for i in wanted)))
         result += [None] * (4 - len(result))
         return *result, *(None,) * 8

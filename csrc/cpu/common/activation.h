@@ -119,8 +119,12 @@ HF_INLINE F vsin(F x) {
   const Reduced a = reduce_sin(x);
   return with_sign(sin_reduced(a.r), a.sign);
 }
-HF_INLINE D vcos(D x) { return lane_by_lane(x, [](double v) { return __builtin_cos(v); }); }
-HF_INLINE D vsin(D x) { return lane_by_lane(x, [](double v) { return __builtin_sin(v); }); }
+HF_INLINE D vcos(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_cos(v); });
+}
+HF_INLINE D vsin(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_sin(v); });
+}
 
 // Value and slope have a reduction each: both keep their digits at their zeros.
 struct Cos {

@@ -38,9 +38,7 @@ std::atomic<Isa>& current() {
 
 Isa current_isa() { return current().load(std::memory_order_relaxed); }
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic"; }
 
 std::string available_isas() {
   std::string names;

@@ -16,8 +16,7 @@ const char* isa_name(Isa isa);
 
 // Kernels of one family for the current set; Table is a struct of function pointers.
 template <class Table>
-const Table& for_isa(const Table& generic, [[maybe_unused]] const Table& avx2,
-                     [[maybe_unused]] const Table& avx512) {
+const Table& for_isa(const Table& generic, [[maybe_unused]] const Table& avx2, [[maybe_unused]] const Table& avx512) {
   switch (current_isa()) {
     case Isa::avx512: return avx512;
     case Isa::avx2: return avx2;

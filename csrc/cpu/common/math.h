@@ -33,6 +33,11 @@ struct Reduced {
   I sign;
 };
 HF_INLINE F minus_n_pi(F x, F n) {
+#ifdef __FMA__
+  // A fused product is exact, so two parts do.
+  x = x - n * 3.14159274101257324f;
+  return x + n * 8.74227800037248507e-8f;
+#endif
   x = x - n * 3.140625f;
   x = x - n * 9.67502593994140625e-4f;
   return x - n * 1.509957990978376432e-7f;
@@ -122,10 +127,16 @@ HF_INLINE F vnormal_cdf(F x) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-HF_INLINE D vexp(D x) { return lane_by_lane(x, [](double v) { return __builtin_exp(v); }); }
-HF_INLINE D vexpm1(D x) { return lane_by_lane(x, [](double v) { return __builtin_expm1(v); }); }
+HF_INLINE D vexp(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_exp(v); });
+}
+HF_INLINE D vexpm1(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_expm1(v); });
+}
 HF_INLINE D vsigmoid(D x) { return 1.0 / (1.0 + vexp(-x)); }
-HF_INLINE D vtanh(D x) { return lane_by_lane(x, [](double v) { return __builtin_tanh(v); }); }
+HF_INLINE D vtanh(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_tanh(v); });
+}
 HF_INLINE D vnormal_cdf(D x) {
   return lane_by_lane(x, [](double v) { return 0.5 * __builtin_erfc(-0.70710678118654752440 * v); });
 }

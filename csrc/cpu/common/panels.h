@@ -15,8 +15,7 @@ constexpr int64_t kPanelStride = kBlock * kPanel<T>;
 
 // [rows, width] rows -> panels.
 template <class T>
-static void rows_to_panels(T* panels, const void* from, DType type, int64_t row_stride, int64_t rows,
-                           int64_t width) {
+static void rows_to_panels(T* panels, const void* from, DType type, int64_t row_stride, int64_t rows, int64_t width) {
   constexpr int64_t lanes = kPanel<T>;
   for (int64_t f = 0; f < width; f += lanes) {
     const int64_t n = min64(lanes, width - f);

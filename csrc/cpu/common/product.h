@@ -25,37 +25,39 @@ struct Tile {
 // `length` steps of k; A advances by STEP within a chunk of `chunk` steps and by `jump` from one chunk
 // to the next; B advances by one panel row a step, its panels lie `b_stride` apart.
 template <int STEP, class T, int MR, int NP>
-HF_INLINE void multiply(Tile<T, MR, NP>& c, const T* const (&a_start)[MR], const T* b, int64_t b_stride,
-                        int64_t length, int64_t chunk, int64_t jump) {
+HF_INLINE void multiply(Tile<T, MR, NP>& c, const T* const (&a_start)[MR], const T* b, int64_t b_stride, int64_t length,
+                        int64_t chunk, int64_t jump) {
   const T* a[MR];
   HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = a_start[i];
   for (int64_t done = 0; done < length; done += chunk) {
     const int64_t n = min64(chunk, length - done);
     for (int64_t k = 0; k < n; ++k) {
       Vec<T> row[NP * kRegs];
-      HF_UNROLL for (int p = 0; p < NP; ++p)
-        HF_UNROLL for (int j = 0; j < kRegs; ++j)
-          row[p * kRegs + j] = load(b + p * b_stride + j * kLanes<T>);
-      HF_UNROLL for (int i = 0; i < MR; ++i)
-        HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] += a[i][k * STEP] * row[j];
+      HF_UNROLL for (int p = 0; p < NP; ++p) HF_UNROLL for (int j = 0; j < kRegs; ++j) row[p * kRegs + j] =
+          load(b + p * b_stride + j * kLanes<T>);
+      HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] +=
+          a[i][k * STEP] * row[j];
       b += kPanel<T>;
     }
     HF_UNROLL for (int i = 0; i < MR; ++i) a[i] += jump;
   }
 }
 
-// Calls work.template run<MR, NP>(row, panel) over a grid of rows x panels with full tiles first.
+// The last rows, fewer than a full tile: the tile of exactly that height.
+template <int NP, int MR, class Work>
+HF_INLINE void last_rows(const Work& work, int64_t row, int64_t panel, int64_t left) {
+  if constexpr (MR > 0) {
+    if (left == MR) return work.template run<MR, NP>(row, panel);
+    last_rows<NP, MR - 1>(work, row, panel, left);
+  }
+}
+
+// Calls work.run<MR, NP>(row, panel) over all rows of NP panels.
 template <int NP, class Work>
 HF_INLINE void for_rows(const Work& work, int64_t panel, int64_t rows) {
-  int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) work.template run<kRows, NP>(r, panel);
-  switch (rows - r) {
-    case 1: return work.template run<1, NP>(r, panel);
-    case 2: return work.template run<kRows < 2 ? 1 : 2, NP>(r, panel);
-    case 3: return work.template run<kRows < 3 ? 1 : 3, NP>(r, panel);
-    case 4: return work.template run<kRows < 4 ? 1 : 4, NP>(r, panel);
-    case 5: return work.template run<kRows < 5 ? 1 : 5, NP>(r, panel);
-  }
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) work.template run<kRows, NP>(row, panel);
+  last_rows<NP, kRows - 1>(work, row, panel, rows - row);
 }
 
 template <class Work>

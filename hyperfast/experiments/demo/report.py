@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .evaluate import Evaluation
@@ -72,7 +72,7 @@ def write(path: Path, config: Config, result: Evaluation, rows: list[tuple[str, 
     )
 
 
-def _figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, object]:
+def _figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

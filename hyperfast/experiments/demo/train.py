@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,7 +50,8 @@ def train(
     generator = torch.Generator()
     try:
         while step < config.steps:
-            generator.manual_seed((config.seed << 32) + step)  # a step's draws depend on the step alone
+            # A step's draws depend on seed and step alone, so that resumed training is the same training.
+            generator.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, 4 * (1 - step / config.steps))
             metrics = _step(config, net, hypernetwork, optimizer, data, generator)
@@ -68,7 +70,9 @@ def _resume(config: Config, hypernetwork: nn.Module, optimizer: torch.optim.Opti
     state, about = checkpoint.load(path)
     same = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     if about.get("experiment") != "demo" or about["config"] != same:
-        raise ValueError(f"{path} was made by another configuration: {about.get('config')}; move it away or use it with that")
+        raise ValueError(
+            f"{path} was made by another configuration: {about.get('config')}; move it away or use it with that"
+        )
     checkpoint.restore(hypernetwork, optimizer, state)
     return about["step"]
 

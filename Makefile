@@ -1,0 +1,58 @@
+# demo, test: the two commands of a newcomer; each works alone in a fresh clone.
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: setup demo test test-long bench lint format gpu
+
+setup: $(READY)
+
+# A virtual environment with pinned packages, and an editable install with the native library built in it.
+$(READY): constraints.txt pyproject.toml $(NATIVE)
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch numpy triton
+	$(PY) -m pip install --quiet --constraint constraints.txt \
+	    scikit-build-core cmake ninja pytest pytest-xdist hypothesis ruff clang-format mypy \
+	    pillow matplotlib scikit-learn torchmetrics safetensors tyro rich
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	$(VENV)/bin/hyperfast demo --out hyperfast-demo
+
+# Triton reads TRITON_INTERPRET at import: the interpreter's tests are a run of their own.
+test: $(READY)
+	$(PY) -m pytest -q -n 2
+	TRITON_INTERPRET=1 $(PY) -m pytest -q -n 2
+
+test-long: $(READY)
+	$(PY) -m pytest -q --long
+	TRITON_INTERPRET=1 $(PY) -m pytest -q --long
+
+bench: $(READY)
+	$(VENV)/bin/hyperfast bench
+	$(PY) -m hyperfast.benchmarks.report
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+# On a machine with a CUDA GPU and torch: build, test on the device, benchmark into the folder OUT.
+OUT := gpu-results
+PYTHON := python3
+gpu:
+	mkdir -p $(OUT)
+	$(PYTHON) -m pip install --no-build-isolation --no-deps --editable .
+	$(PYTHON) -m hyperfast.cli doctor | tee $(OUT)/doctor.txt
+	set -o pipefail; $(PYTHON) -m pytest -q tests/test_target_net.py tests/test_ensemble.py | tee $(OUT)/tests.txt
+	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
+gpu: SHELL := /bin/bash

@@ -1,0 +1,61 @@
+"""The runner: its gate, its rows, its tables."""
+
+import json
+
+import pytest
+import torch
+from hyperfast.benchmarks import ensemble, report, run, target_net
+from hyperfast.benchmarks.case import Case
+
+CPU = torch.device("cpu")
+
+
+def tiny(ours=torch.sin) -> Case:
+    return Case(
+        family="target_net", name="tiny", shape={"n": 10}, inputs=lambda device: (torch.linspace(0, 1, 1000, device=device),), ours=ours,
+        reference=torch.sin, baselines={"eager": torch.sin, "careful": lambda x: torch.sin(x) * 1.0}, flops=1000, bytes=8000,
+        gradient_of=(0,), compiled=(),
+    )  # fmt: skip
+
+
+def test_a_wrong_kernel_fails_the_gate():
+    run.gate(tiny(), CPU)
+    with pytest.raises(ValueError, match="exceeds"):
+        run.gate(tiny(lambda x: torch.sin(x) * 1.001), CPU)
+    with pytest.raises(ValueError, match="exceeds"):  # right values, wrong gradient
+        run.gate(tiny(lambda x: torch.sin(x).detach() + x * 0.0), CPU)
+
+
+def test_rows_and_tables(tmp_path):
+    environment = run.environment(CPU)
+    rows = []
+    for backward in (False, True):
+        measured = run.measure(tiny(), CPU, [], quick=True, backward=backward)
+        rows.append({"family": "target_net", "case": "tiny", "shape": {}, "dtype": "float32", "max_error": 1e-7,
+                     "eager_error": 1e-7, **environment, **measured})  # fmt: skip
+    assert set(rows[0]["ratios"]) == {"eager", "careful"}
+    assert all(set(times) == {"p20", "p50", "p80", "min"} for times in rows[0]["times"].values())
+    assert rows[0]["share_of_copy"] > 0
+    path = tmp_path / "results.json"
+    report.store(path, rows)
+    report.store(path, rows[:1])  # replaces its own row only
+    assert len(json.loads(path.read_text())) == 2
+    assert "target_net/tiny" in report.table(rows)
+
+
+@pytest.mark.parametrize("case", [*target_net.cases(), *ensemble.cases()], ids=lambda case: case.title)
+def test_every_case_passes_its_gate(case):
+    """Every implementation, too: a baseline that computes something else would be a straw man."""
+    run.gate(case, CPU)
+    inputs = case.inputs(CPU)
+    small = tuple(t[:4] for t in inputs)
+    expected = run._values(case, case.reference, tuple(t.double() for t in small))
+    for name, baseline in case.baselines.items():
+        for got, value in zip(run._values(case, baseline, small), expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_unknown_families_are_named(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["no_such_family"])
+    assert "unknown family no_such_family; choose from target_net" in capsys.readouterr().err
