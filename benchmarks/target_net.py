@@ -15,13 +15,13 @@ from .case import Case
 
 
 def _weights(theta: Tensor, mlp: MLP) -> list[tuple[Tensor, Tensor, Activation]]:
-    """[(weight [B,O,I], bias [B,O], activation)] views of theta."""
-    layers, offset = [], 0
-    for inputs, outputs, activation, _ in mlp.layers():
-        middle, end = offset + inputs * outputs, offset + inputs * outputs + outputs
-        layers.append((theta[:, offset:middle].unflatten(1, (outputs, inputs)), theta[:, middle:end], activation))
-        offset = end
-    return layers
+    """[(weight [B,O,I], bias [B,O], activation)] views of theta, by one split: backward is one concatenation."""
+    sizes = [size for inputs, outputs, _, _ in mlp.layers() for size in (inputs * outputs, outputs)]
+    pieces = theta.split(sizes, 1)
+    return [
+        (weight.unflatten(1, (outputs, inputs)), bias, activation)
+        for weight, bias, (inputs, outputs, activation, _) in zip(pieces[::2], pieces[1::2], mlp.layers(), strict=True)
+    ]
 
 
 def eager(mlp: MLP):
@@ -50,10 +50,9 @@ def loop(mlp: MLP):
     """One network after the other, with nn.Linear's own kernel."""
 
     def run(x: Tensor, theta: Tensor) -> Tensor:
-        layers = _weights(theta, mlp)
+        layers = [(weight.unbind(), bias.unbind(), activation) for weight, bias, activation in _weights(theta, mlp)]
         outputs = []
-        for b in range(theta.shape[0]):
-            h = x[b]
+        for b, h in enumerate(x.unbind()):
             for weight, bias, activation in layers:
                 h = activate(activation, F.linear(h, weight[b], bias[b]))
             outputs.append(h)

@@ -44,7 +44,7 @@ def is_amd() -> bool:
 
 
 # tl.cos and tl.sin take libdevice's slow path (a stack frame and five times the code). This reduction by
-# n * pi in three parts and the polynomials stand, with their errors, in csrc/cpu/common/math.h.
+# n * pi in three parts (exact while n < 2^15) and a polynomial of relative error 6.1e-9 on [-pi/2, pi/2] need neither.
 
 
 @triton.jit

@@ -4,7 +4,7 @@
 // Bytes: logits once. Per logit one exponential, a few comparisons and one addition in float64.
 #include "../ensemble.h"
 
-#include "common/math.h"
+#include "common/functions.h"
 
 namespace hyperfast {
 namespace HF_ISA {

@@ -7,22 +7,13 @@
 #include "../target_net.h"
 
 #include "common/activation.h"
+#include "common/arena.h"
 #include "common/product.h"
 
 namespace hyperfast {
 namespace HF_ISA {
 
 // ---- scratch ------------------------------------------------------------------------------------
-
-struct Arena {
-  char* at;
-  template <class T>
-  T* take(int64_t n) {
-    char* begin = at;
-    at += round_up(n * int64_t(sizeof(T)), 64);
-    return reinterpret_cast<T*>(begin);
-  }
-};
 
 template <class T>
 static int64_t padded(int64_t features) {
@@ -93,6 +84,11 @@ static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer&
   if (layer.bias >= 0) {
     const Strided& from = p.bias.data ? p.bias : theta;
     load_row(bias, element(from.data, from.type, network * from.network_stride + layer.bias), from.type, layer.out);
+  }
+  const T scale = argument_scale<T>(layer.activation);
+  if (scale != T(1)) {
+    for (int64_t i = 0; i < padded<T>(layer.out) * layer.in; ++i) weight[i] *= scale;
+    for (int64_t i = 0; i < padded<T>(layer.out); ++i) bias[i] *= scale;
   }
   *packed = {weight, other, bias};
 }

@@ -67,7 +67,8 @@ class TargetNet(nn.Module):
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """theta [B,P] -> {name: view [B, *shape]}."""
         self._check_theta(theta)
-        return {e.name: theta[:, e.place].unflatten(1, e.shape) for e in self.plan.layout}
+        pieces = theta.split([e.place.stop - e.place.start for e in self.plan.layout], 1)  # backward: one cat
+        return {e.name: piece.unflatten(1, e.shape) for e, piece in zip(self.plan.layout, pieces, strict=True)}
 
     def flatten(self, weights: Mapping[str, Tensor]) -> Tensor:
         """{name: [B, *shape]} -> theta [B,P]; the inverse of unflatten."""

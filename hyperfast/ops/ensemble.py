@@ -53,7 +53,8 @@ def _fake(logits, want_prob, want_entropy, want_votes, want_choice):
 def _triton(*args):
     from ..kernels import ensemble as kernels
 
-    return kernels.ensemble_sums(*args)
+    with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+        return kernels.ensemble_sums(*args)
 
 
 SCHEMA = (

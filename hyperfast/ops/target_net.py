@@ -224,13 +224,15 @@ _library = torch.library.Library("hyperfast", "FRAGMENT")
 def _triton_forward(*args):
     from ..kernels import target_net as kernels
 
-    return kernels.batched_mlp(*args[:3], _decoded(*args[3:7]))
+    with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+        return kernels.batched_mlp(*args[:3], _decoded(*args[3:7]))
 
 
 def _triton_backward(*args):
     from ..kernels import target_net as kernels
 
-    return kernels.batched_mlp_backward(*args[:4], _decoded(*args[4:8]), *args[8:])
+    with torch.cuda.device_of(args[0]):
+        return kernels.batched_mlp_backward(*args[:4], _decoded(*args[4:8]), *args[8:])
 
 
 def _register(backend: str) -> None:

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../../target_net.h"
-#include "math.h"
+#include "functions.h"
 
 namespace hyperfast {
 namespace HF_ISA {
@@ -111,14 +111,15 @@ struct GeluTanh {
   }
 };
 
-HF_INLINE F vcos(F x) {
-  const Reduced a = reduce_cos(x);
-  return with_sign(sin_reduced(a.r), a.sign);
+// The factor by which weights and biases before an activation are multiplied when they are packed: cos and sin
+// take half-turns in float, which saves their reduction by multiples of pi.
+template <class T>
+HF_INLINE T argument_scale(Activation activation) {
+  const bool turns = activation == Activation::cos || activation == Activation::sin;
+  return turns && sizeof(T) == 4 ? T(0.31830988618379067154) : T(1);
 }
-HF_INLINE F vsin(F x) {
-  const Reduced a = reduce_sin(x);
-  return with_sign(sin_reduced(a.r), a.sign);
-}
+HF_INLINE F vcos(F u) { return cos_half_turns(u); }
+HF_INLINE F vsin(F u) { return sin_half_turns(u); }
 HF_INLINE D vcos(D x) {
   return lane_by_lane(x, [](double v) { return __builtin_cos(v); });
 }
@@ -126,7 +127,6 @@ HF_INLINE D vsin(D x) {
   return lane_by_lane(x, [](double v) { return __builtin_sin(v); });
 }
 
-// Value and slope have a reduction each: both keep their digits at their zeros.
 struct Cos {
   template <class T>
   HF_INLINE Vec<T> value(Vec<T> x, T) {
@@ -163,8 +163,8 @@ static void apply(T* z, T* slope, int64_t n, T parameter) {
   }
 }
 
-// cos and sin of values too large (or not finite) for the polynomial reduction: the C library, lane by
-// lane, so that no other value is touched. `z` still holds the arguments.
+// cos and sin of values too large (or not finite) for the reduction: the C library, lane by lane, so that no
+// other value is touched. `z` still holds the arguments, in half-turns.
 template <class Function>
 static void apply_with_large(bool cosine, float* z, float* slope, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<float>) {
@@ -174,7 +174,8 @@ static void apply_with_large(bool cosine, float* z, float* slope, int64_t n) {
     if (slope) store(slope + i, a.slope);
     for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
       if (__builtin_fabsf(x[lane]) < kReducible) continue;
-      const double c = __builtin_cos(double(x[lane])), s = __builtin_sin(double(x[lane]));
+      const double radians = 3.14159265358979323846 * double(x[lane]);
+      const double c = __builtin_cos(radians), s = __builtin_sin(radians);
       z[i + lane] = float(cosine ? c : s);
       if (slope) slope[i + lane] = float(cosine ? -s : c);
     }

@@ -9,7 +9,7 @@ namespace hyperfast {
 namespace HF_ISA {
 
 // Rows per block. 24 to 96 measured alike; 48 is a multiple of every kernel height.
-constexpr int64_t kBlock = 48;
+constexpr int64_t kBlock = 96;
 template <class T>
 constexpr int64_t kPanelStride = kBlock * kPanel<T>;
 

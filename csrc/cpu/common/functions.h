@@ -23,44 +23,22 @@ HF_INLINE V lane_by_lane(V v, Function f) {
 // the low bits of the sum. Reassociation would break it: never compile with -ffast-math.
 constexpr float kRound = 12582912.0f;
 
-// cos and sin reduce their argument by n * pi in three parts with trailing zeros, so that the products
-// are exact with and without FMA while n < 2^15.
-constexpr float kReducible = 1.0e5f;
+// sin(pi u) for |u| < kReducible half-turns: with n the nearest integer, u - n is exact, and no part of pi is
+// subtracted. Polynomial on [-1/2, 1/2], relative error 5.3e-9.
+constexpr float kReducible = 2097152.0f;  // 2^21: n + kRound is still an exact integer
 
-// r with x = r + n * pi, |r| <= pi / 2, and the sign bit (-1)^n.
-struct Reduced {
-  F r;
-  I sign;
-};
-HF_INLINE F minus_n_pi(F x, F n) {
-#ifdef __FMA__
-  // A fused product is exact, so two parts do.
-  x = x - n * 3.14159274101257324f;
-  return x + n * 8.74227800037248507e-8f;
-#endif
-  x = x - n * 3.140625f;
-  x = x - n * 9.67502593994140625e-4f;
-  return x - n * 1.509957990978376432e-7f;
-}
-HF_INLINE Reduced reduce_sin(F x) {
-  const F t = x * 0.318309886f + kRound;
-  return {minus_n_pi(x, t - kRound), (I)t << 31};
-}
-// cos(x) = sin(x + pi/2): reducing by (n - 1/2) * pi keeps full accuracy at the zeros of cos.
-HF_INLINE Reduced reduce_cos(F x) {
-  const F t = (x * 0.318309886f + 0.5f) + kRound;
-  return {minus_n_pi(x, (t - kRound) - 0.5f), (I)t << 31};
-}
-HF_INLINE F with_sign(F v, I sign) { return (F)((I)v ^ sign); }
-
-// sin on [-pi/2, pi/2], relative error 6.1e-9.
-HF_INLINE F sin_reduced(F r) {
+HF_INLINE F sin_half_turns(F u) {
+  const F t = u + kRound;
+  const F r = u - (t - kRound);
   const F s = r * r;
-  F p = 2.605781219244818e-06f * s - 0.00019809603691101074f;
-  p = p * s + 0.00833306647837162f;
-  p = p * s - 0.16666659712791443f;
-  return r + (r * s) * p;
+  F p = 0.0775609090924263f * s - 0.5982424020767212f;
+  p = p * s + 2.550069808959961f;
+  p = p * s - 5.167709827423096f;
+  p = p * s + 3.1415927410125732f;
+  return (F)((I)(r * p) ^ ((I)t << 31));
 }
+HF_INLINE F cos_half_turns(F u) { return sin_half_turns(u + 0.5f); }
+
 // x = r + n * ln 2; expm1(r) with relative error 3.1e-9; scale = 2^n. x must lie in [-87, 88].
 struct Exponential {
   F expm1;
