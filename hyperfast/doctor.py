@@ -155,8 +155,8 @@ def _problems(report: dict[str, Any]) -> list[dict[str, str]]:
 
     if not report["native"]["loaded"]:
         add(report["native"]["why_not"], "build it: install torch, then `pip install --no-build-isolation .`")
-    if report["versions"]["triton"] is None:
-        add("triton is not installed: no GPU kernels", "pip install triton")
+    if backends.TRITON_MISSING and report["gpu"]:
+        add(backends.TRITON_MISSING, "the GPU kernels are written in Triton: pip install triton")
     for op, devices in report["ops"].items():
         for device, state in devices.items():
             if state["smoke_test"] != "ok":

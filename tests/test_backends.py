@@ -98,6 +98,29 @@ def test_doctor_reports_a_wrong_kernel(monkeypatch):
     assert "batched_mlp on cpu (cpp): differs from the reference" in problem["problem"]
 
 
+def test_31_without_triton():
+    """A CPU-only installation needs no Triton, and doctor has nothing against it."""
+    code = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'triton':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "import importlib.util as util\n"
+        "real = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name == 'triton' else real(name, *a)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "import torch, hyperfast as hf\n"
+        "assert 'triton' not in sys.modules\n"
+        "net = hf.nn.TargetNet(torch.nn.Sequential(torch.nn.Linear(2, 3)))\n"
+        "print(net(torch.ones(1, 2), net.init(4)).shape)\n"
+        "from hyperfast import cli; raise SystemExit(cli.main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "triton is not installed" in done.stdout
+
+
 def test_32_without_the_native_library(tmp_path):
     """Import works, the reference serves with a warning, and doctor and exit status say so."""
     root = Path(__file__).resolve().parent.parent

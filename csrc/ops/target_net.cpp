@@ -107,8 +107,6 @@ class Backward {
       gx_ = torch::stable::new_empty(problem.x, {0});
     const Tensor& theta = problem.theta;
     gtheta_ = torch::stable::new_empty(theta, {want_weights ? p_.networks : 0, theta.size(1)});
-    for (const Tensor* t : {&gx_, &gtheta_})
-      prefer_huge_pages(t->mutable_data_ptr(), t->numel() * int64_t(t->element_size()));
     const Tensor& bias_like = problem.bias ? *problem.bias : theta;
     gbias_ = torch::stable::new_empty(
         bias_like, {want_weights && problem.bias ? p_.networks : 0, problem.bias ? bias_like.size(1) : 0});
