@@ -32,6 +32,8 @@ FAMILIES = ("target_net", "ensemble")
 RESULTS = Path(__file__).parent / "results"
 # Below this, another process disturbs a machine whose product reaches 115 to 190 GFLOP/s: not to be quoted.
 QUIET_GFLOPS = 100
+# Relative error that no network may exceed.
+WORST = {torch.float32: 0.005, torch.bfloat16: 0.01, torch.float16: 0.01}
 
 
 # ---- what is timed ----------------------------------------------------------------------------------
@@ -92,21 +94,39 @@ def _values(case: Case, implementation: Implementation, inputs: tuple[Tensor, ..
     return [v.detach().double() for v in values]
 
 
-def _errors(case: Case, implementation: Implementation, inputs: tuple[Tensor, ...], exact: list[Tensor]) -> float:
-    """The largest error of outputs and gradients, each relative to its exact value's norm."""
-    values = _values(case, implementation, inputs)
-    errors = [((v - e).norm() / e.norm().clamp_min(1e-30)).item() for v, e in zip(values, exact, strict=True)]
-    return max(errors) if all(e == e for e in errors) else float("nan")
+def _errors(
+    case: Case, implementation: Implementation, inputs: tuple[Tensor, ...], exact: list[Tensor]
+) -> tuple[float, float]:
+    """(typical, worst) error of outputs and gradients: median and maximum over the first dimension (networks).
+
+    Relative to the exact slice's norm, or to the mean slice's where that is larger.
+    """
+    typical, worst = 0.0, 0.0
+    for value, right in zip(_values(case, implementation, inputs), exact, strict=True):
+        slices = (1, -1) if right.dim() < 2 else (right.shape[0], -1)
+        difference, norm = (value - right).reshape(slices).norm(dim=1), right.reshape(slices).norm(dim=1)
+        errors = difference / norm.clamp_min(norm.square().mean().sqrt()).clamp_min(1e-30)
+        typical, worst = max(typical, errors.median().item()), max(worst, errors.max().item())
+        if errors.isnan().any():
+            return float("nan"), float("nan")
+    return typical, worst
 
 
 def gate(case: Case, device: torch.device) -> tuple[float, float]:
-    """(our error, eager's). Raises ValueError where ours is more than 1.5 times eager's plus rounding."""
+    """(our typical error, eager's). Raises ValueError where ours is more than 1.5 times eager's plus rounding.
+
+    A max-pool whose two largest values differ by less than their rounding sends its gradient elsewhere: no
+    network may be far off, but a single one may be further off than eager's.
+    """
     inputs = case.inputs(device)
     exact = _values(case, case.reference, tuple(t.double() for t in inputs))
-    ours, eager = _errors(case, case.ours, inputs, exact), _errors(case, case.baselines["eager"], inputs, exact)
+    ours, worst = _errors(case, case.ours, inputs, exact)
+    eager, _ = _errors(case, case.baselines["eager"], inputs, exact)
     limit = 1.5 * eager + torch.finfo(case.dtype).eps
     if not ours <= limit:
         raise ValueError(f"error {ours:.1e} against float64 exceeds {limit:.1e} (eager's is {eager:.1e})")
+    if not worst <= WORST[case.dtype]:
+        raise ValueError(f"error {worst:.1e} of one network against float64 exceeds {WORST[case.dtype]:.1e}")
     return ours, eager
 
 

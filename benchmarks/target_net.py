@@ -11,6 +11,7 @@ from hyperfast.plan import MLP, Activation
 from hyperfast.reference import target_net as reference
 from hyperfast.reference.target_net import activate, make_inputs
 
+from . import target_net_cnn
 from .case import Case
 
 
@@ -102,4 +103,5 @@ def cases() -> list[Case]:
         _case("mlp 256x1024", image, 256, 1024),
         _case("mlp 1024x64", image, 1024, 64),
         _case("mlp 1-100-1", curve, 1000, 20),
+        *target_net_cnn.cases(),
     ]

@@ -1,13 +1,15 @@
-// The contract of the native batched MLP: B networks with B different flat weight vectors.
+// The contract of the native batched networks: B MLPs or CNNs with B different flat weight vectors.
 //
 // For network b and row n, layer by layer,
-//     h_0 = x[b, n]         h_l = act_l(W_l h_{l-1} + c_l)         y[b, n] = h_L
-// where W_l [out, in] and c_l [out] lie in row b of theta, at Layer::weight and Layer::bias.
+//     MLP  h_0 = x[b, n]    h_l = act_l(W_l h_{l-1} + c_l)             y[b, n] = h_L
+//     CNN  h_0 = x[b, n]    h_l = maxpool_l(act_l(W_l * h_{l-1} + c_l))   y[b, n] = h_L
+// where W_l [out, in] or [out, in, kernel_y, kernel_x] and c_l [out] lie in row b of theta, at the layer's `weight`
+// and `bias`. * is a cross-correlation with zero padding; maxpool has windows of pool x pool, side by side.
 //
-// Shapes and layout (strides count elements; the innermost dimension always has stride 1):
-//     x      [B, N, I]   network and row strides free; network stride 0 = one input shared by all networks
-//     theta  [B, P]      row stride free
-//     y, gy  [B, N, O]   gy: network and row strides free; y contiguous
+// Shapes and layout (strides count elements; a row is contiguous):
+//     x      [B, N, I] or [B, N, C, H, W]   network and row strides free; network stride 0 = shared by all networks
+//     theta  [B, P]                         row stride free
+//     y, gy  [B, N, O] or [B, N, O, H', W'] gy: network and row strides free; y contiguous
 // The caller owns every tensor; kernels own nothing but the workspace that is handed to them, which
 // holds no state between calls. Kernels never allocate, throw or spawn threads.
 #pragma once
@@ -49,50 +51,71 @@ struct Layer {
   double parameter;
 };
 
-struct MlpProblem {
+struct ConvLayer {
+  int64_t in, height, width;           // channels and size of its input
+  int64_t out, out_height, out_width;  // channels and size of its output, after pooling
+  int64_t kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, pool;
+  int64_t weight, bias;  // as in Layer
+  Activation activation;
+  double parameter;
+};
+
+// The largest pooling window that a kernel takes in its epilogue.
+constexpr int64_t kLargestPool = 9;
+
+template <class L>
+struct Problem {
+  using LayerType = L;
   int64_t networks;
   int64_t rows;
   int64_t num_layers;
-  const Layer* layers;
+  const L* layers;
   Strided x;
   Strided theta;  // row_stride unused
   Strided bias;   // data null: biases lie in theta
 };
+using MlpProblem = Problem<Layer>;
+using ConvProblem = Problem<ConvLayer>;
 
-struct MlpGradients {
+struct Gradients {
   Strided gy;
-  void* gx;  // null: not wanted; else rows of `in` contiguous values
+  void* gx;  // null: not wanted; else contiguous rows
   DType gx_type;
   int64_t gx_network_stride;
   bool add_to_gx;  // gx is summed over the networks of one task
   bool want_theta;
 };
 
-// One table per instruction set; `Compute` (float, or double for float64) is chosen by the type of x.
-struct MlpKernels {
+// One table per kind of network and instruction set; `Compute` (float, or double for float64) is chosen by the
+// type of x.
+template <class P>
+struct Kernels {
   // Bytes of 64-byte aligned scratch that one forward or backward call needs.
-  int64_t (*workspace)(const MlpProblem&, bool backward);
+  int64_t (*workspace)(const P&, bool backward);
   // Rows [begin, end) of one network.
-  void (*forward)(const MlpProblem&, int64_t network, int64_t begin, int64_t end, void* y, void* workspace);
+  void (*forward)(const P&, int64_t network, int64_t begin, int64_t end, void* y, void* workspace);
   // Length in Compute of one padded gradient of a theta row.
-  int64_t (*gradient_size)(const MlpProblem&);
+  int64_t (*gradient_size)(const P&);
   // Rows [begin, end) of one network; overwrites `gradient` (padded, Compute) when want_theta.
-  void (*backward)(const MlpProblem&, const MlpGradients&, int64_t network, int64_t begin, int64_t end, void* gradient,
+  void (*backward)(const P&, const Gradients&, int64_t network, int64_t begin, int64_t end, void* gradient,
                    void* workspace);
   // total += part, both padded gradients.
-  void (*add)(const MlpProblem&, void* total, const void* part);
+  void (*add)(const P&, void* total, const void* part);
   // Writes a padded gradient to one row of gtheta (type of theta) and, where biases are apart, of gbias.
-  void (*emit)(const MlpProblem&, const void* gradient, void* gtheta, void* gbias);
+  void (*emit)(const P&, const void* gradient, void* gtheta, void* gbias);
 };
 
 namespace generic {
-extern const MlpKernels mlp_kernels;
-}
+extern const Kernels<MlpProblem> mlp_kernels;
+extern const Kernels<ConvProblem> conv_kernels;
+}  // namespace generic
 namespace avx2 {
-extern const MlpKernels mlp_kernels;
-}
+extern const Kernels<MlpProblem> mlp_kernels;
+extern const Kernels<ConvProblem> conv_kernels;
+}  // namespace avx2
 namespace avx512 {
-extern const MlpKernels mlp_kernels;
-}
+extern const Kernels<MlpProblem> mlp_kernels;
+extern const Kernels<ConvProblem> conv_kernels;
+}  // namespace avx512
 
 }  // namespace hyperfast

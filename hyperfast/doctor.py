@@ -122,11 +122,13 @@ def _smoke_conv2d(device: str) -> torch.Tensor:
     return batched_conv2d(x, weight, padding=1, pool=2)
 
 
-def _smoke_pool2d(device: str) -> torch.Tensor:
-    from .nn import TargetNet
+def _smoke_cnn(device: str) -> torch.Tensor:
+    from .ops.target_net import run_cnn
+    from .plan import CNN, Conv
+    from .reference.target_net import make_images
 
-    net = TargetNet(torch.nn.Sequential(torch.nn.AvgPool2d(2)))
-    return net(torch.ones(1, 1, 4, 4, device=device), torch.zeros(2, 0, device=device), shared=True)
+    cnn = CNN((Conv(1, 4, (3, 3), padding=(1, 1), pool=2), Conv(4, 3, (3, 3))))
+    return run_cnn(*make_images(cnn, 2, 3, (8, 8), device=device), cnn)
 
 
 def _smoke_ensemble(device: str) -> torch.Tensor:
@@ -141,8 +143,8 @@ def _smoke_ensemble(device: str) -> torch.Tensor:
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
+    "batched_cnn": _smoke_cnn,
     "batched_conv2d": _smoke_conv2d,
-    "batched_pool2d": _smoke_pool2d,
     "ensemble_sums": _smoke_ensemble,
 }
 

@@ -45,6 +45,8 @@ class Activation:
 
 
 IDENTITY = Activation("identity")
+# csrc/target_net.h: kLargestPool. Larger windows are a stage of their own.
+LARGEST_FUSED_POOL = 9
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,80 @@ class MLP:
         return "-".join(map(str, self.widths)) + " (" + ", ".join(names) + ")"
 
 
+@dataclass(frozen=True)
+class Conv:
+    """One convolution with its activation and a pool x pool max-pool (1: none)."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    bias: bool = True
+    activation: Activation = IDENTITY
+    pool: int = 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.out_channels, self.in_channels, *self.kernel_size)
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.weight_shape) + (self.out_channels if self.bias else 0)
+
+    def conv_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the convolution's output, before pooling."""
+        high, wide = (
+            (size + 2 * padding - kernel) // stride + 1
+            for size, kernel, stride, padding in zip(
+                (height, width), self.kernel_size, self.stride, self.padding, strict=True
+            )
+        )
+        return high, wide
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the output for an input of height x width."""
+        high, wide = self.conv_size(height, width)
+        return high // self.pool, wide // self.pool
+
+    def __str__(self) -> str:
+        kernel = "x".join(map(str, self.kernel_size))
+        pool = f", max-pool {self.pool}" if self.pool > 1 else ""
+        return f"{self.in_channels}->{self.out_channels} {kernel} ({self.activation}{pool})"
+
+
+@dataclass(frozen=True)
+class CNN:
+    """A run of convolutions: the unit that one kernel computes. theta as for an MLP: weight, then bias."""
+
+    layers: tuple[Conv, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("layers must be at least one convolution; got none")
+
+    @property
+    def num_weights(self) -> int:
+        return sum(layer.num_weights for layer in self.layers)
+
+    def out_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the output for an input of height x width."""
+        for layer in self.layers:
+            height, width = layer.out_size(height, width)
+        return self.layers[-1].out_channels, height, width
+
+    def flops_per_row(self, height: int, width: int) -> int:
+        """FLOPs of one image, two per multiply-add; pixels that no pooling window takes are not counted."""
+        flops = 0
+        for layer in self.layers:
+            height, width = layer.out_size(height, width)
+            flops += 2 * math.prod(layer.weight_shape) * height * width * layer.pool**2
+        return flops
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.layers))
+
+
 # ---- stages -----------------------------------------------------------------------------------------
 
 
@@ -122,31 +198,18 @@ class MLPStage(Stage):
 
 
 @dataclass(frozen=True)
-class Conv2dStage(Stage):
-    """Convolution, activation and a pool x pool max-pool."""
+class CNNStage(Stage):
+    """A run of convolutions, each with its activation and max-pool, one kernel."""
 
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    bias: bool
-    activation: Activation = IDENTITY
-    pool: int = 1
-    served_by = "batched_conv2d"
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return (self.out_channels, self.in_channels, *self.kernel_size)
+    cnn: CNN
+    served_by = "batched_cnn"
 
     @property
     def num_weights(self) -> int:
-        return math.prod(self.weight_shape) + (self.out_channels if self.bias else 0)
+        return self.cnn.num_weights
 
     def describe(self) -> str:
-        kernel = "x".join(map(str, self.kernel_size))
-        pool = f", max-pool {self.pool}" if self.pool > 1 else ""
-        return f"Conv2d {self.in_channels}->{self.out_channels}, {kernel} ({self.activation}{pool})"
+        return f"CNN {self.cnn}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +220,6 @@ class PoolStage(Stage):
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
-    served_by = "batched_pool2d"
 
     def describe(self) -> str:
         return f"{self.kind}-pool {'x'.join(map(str, self.kernel_size))}"

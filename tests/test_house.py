@@ -13,13 +13,13 @@ STEMS = {"target_net", "hyper_lstm", "tiled_conv", "coord_grid", "nn_entropy", "
 ROOMS = ["hyperfast/ops/{}.py", "hyperfast/reference/{}.py", "kernels/{}.py", "csrc/{}.h", "csrc/cpu/{}.cpp",
          "csrc/ops/{}.cpp", "tests/test_{}.py", "benchmarks/{}.py", "docs/{}.md"]  # fmt: skip
 SHARED = {
-    "hyperfast/ops": {"__init__", "checks"},
+    "hyperfast/ops": {"__init__", "batched", "checks"},
     "hyperfast/reference": {"__init__"},
     "hyperfast/nn": {"__init__", "compiler", "layers"},
     "kernels": {"__init__", "common", "product"},
     "csrc": set(),
     "csrc/cpu": set(),
-    "csrc/ops": {"tensors", "workspace"},
+    "csrc/ops": {"networks", "tensors", "workspace"},
     "benchmarks": {"__init__", "case", "launches", "report", "resources", "run"},
 }
 # Lower numbers must not import higher ones.
@@ -42,7 +42,12 @@ def test_every_family_is_in_every_room():
 def test_files_are_named_by_stem(room):
     files = [p for p in (ROOT / room).iterdir() if p.suffix in (".py", ".cpp", ".h", ".cu")]
     assert files
-    assert {p.stem for p in files} <= STEMS | SHARED[room]
+    assert [p.name for p in files if p.stem not in SHARED[room] and not is_of_family(p.stem)] == []
+
+
+def is_of_family(name: str) -> bool:
+    """A stem, or a part of a family that got too long for one file: target_net_cnn."""
+    return any(name == stem or name.startswith(f"{stem}_") for stem in STEMS)
 
 
 def sources():

@@ -1,14 +1,14 @@
 import pytest
 import torch
-import torch.nn.functional as F
-from accuracy import RMS_LIMIT, assert_accurate, error
+from accuracy import RMS_LIMIT, error
 from contract import OpContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperfast as hf
 from hyperfast import backends
-from hyperfast.ops.target_net import _encoded, run_mlp
+from hyperfast.ops.batched import encode
+from hyperfast.ops.target_net import run_mlp
 from hyperfast.plan import ACTIVATIONS, MLP, Activation
 from hyperfast.reference.target_net import make_inputs
 
@@ -40,7 +40,7 @@ class _MLPContract(OpContract):
 
     def raw_op_calls_for(self, dtype):
         x, theta = self.inputs("small", dtype)
-        spec = [list(part) for part in _encoded(self.mlp("small"))]
+        spec = [list(part) for part in encode(self.mlp("small"))]
         gy = torch.randn(2, 3, 2).to(dtype)
         ops = torch.ops.hyperfast
         yield ops.batched_mlp_cpp.default, (x, theta, None, *spec)
@@ -79,7 +79,7 @@ class TestBatchedLinear(OpContract):
 
     def raw_op_calls_for(self, dtype):
         x, weight, bias = self.inputs("small", dtype)
-        spec = [list(part) for part in _encoded(MLP((4, 2), (Activation("cos"),), (True,)))]
+        spec = [list(part) for part in encode(MLP((4, 2), (Activation("cos"),), (True,)))]
         yield torch.ops.hyperfast.batched_mlp_cpp.default, (x, weight.flatten(1), bias, *spec)
         backward = torch.ops.hyperfast.batched_mlp_backward_cpp.default
         yield backward, (torch.randn(2, 3, 2).to(dtype), x, weight.flatten(1), bias, *spec, True, True, True)
@@ -361,24 +361,3 @@ def test_errors_name_the_argument(change, error, words):
     arguments = {"x": torch.zeros(2, 5, 3), "theta": torch.zeros(2, 26), "widths": (3, 4, 2), "activation": "relu"}
     with pytest.raises(error, match=words):
         hf.ops.batched_mlp(**(arguments | change))
-
-
-# ---- convolutions: on the reference, with a warning, until their kernels exist --------------------------
-
-
-def test_batched_conv2d_is_the_convolution_of_each_network():
-    x, weight, bias = torch.randn(3, 4, 2, 9, 8), torch.randn(3, 5, 2, 3, 3), torch.randn(3, 5)
-    backends._warned.clear()
-    with pytest.warns(hf.HyperfastFallbackWarning, match="batched_conv2d"):
-        y = hf.ops.batched_conv2d(x, weight, bias, stride=2, padding=1, activation="relu", pool=2)
-    for b in range(3):
-        one = F.max_pool2d(F.relu(F.conv2d(x[b], weight[b], bias[b], 2, 1)), 2)
-        assert_accurate(
-            y[b], one, F.max_pool2d(F.relu(F.conv2d(x[b].double(), weight[b].double(), bias[b].double(), 2, 1)), 2), "y"
-        )
-
-
-def test_a_named_backend_does_not_fall_back():
-    x, weight = torch.randn(1, 1, 1, 5, 5), torch.randn(1, 1, 1, 3, 3)
-    with hf.backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' can't serve batched_conv2d.*reference"):
-        hf.ops.batched_conv2d(x, weight)

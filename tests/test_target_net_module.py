@@ -1,7 +1,6 @@
 """TargetNet: the compiler, the layout of theta, and the stages, against torch.func.functional_call."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import hyperfast as hf
-from hyperfast import backends
-from hyperfast.plan import MLPStage, ResidualStage
+from hyperfast.models import targets
+from hyperfast.plan import FlattenStage, MLPStage, ResidualStage
 
 
 def image_template():
@@ -176,28 +175,35 @@ def test_norms_learn():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-# ---- layers on the reference ------------------------------------------------------------------------
+# ---- convolutional templates ------------------------------------------------------------------------
 
 
-def test_cnn_runs_on_the_reference_and_says_so():
+def test_cnn():
     template = cnn_template()
     net = hf.nn.TargetNet(template)
     assert net.num_weights == sum(p.numel() for p in template.parameters())
-    assert [stage.served_by for stage in net.plan.stages] == [
-        "batched_conv2d", "batched_conv2d", "batched_pool2d", "torch", "batched_mlp",
-    ]  # fmt: skip
+    assert [stage.served_by for stage in net.plan.stages] == ["batched_cnn", "torch", "torch", "batched_mlp"]
     theta, own, shared = net.init(3), torch.randn(3, 5, 1, 28, 28), torch.randn(5, 1, 28, 28)
-    backends._warned.clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        y = net(own, theta)
-        net(own, theta)
-    cases = [str(w.message).split(" on ")[0] for w in caught if w.category is hf.HyperfastFallbackWarning]
-    assert cases == ["no kernel serves batched_conv2d", "no kernel serves batched_pool2d"]  # once per case
-    torch.testing.assert_close(y, oracle(template, theta, own, net), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(own, theta), oracle(template, theta, own, net), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         net(shared, theta), oracle(template, theta, shared, net, own=False), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "image"),
+    [("deutsch_mnist", 20_018, (1, 28, 28)), ("hypergan_mnist", 31_520, (1, 28, 28)), ("hypergan_cifar", 57_520, (3, 32, 32))],
+)  # fmt: skip
+def test_the_papers_targets_run_on_kernels_alone(target, weights, image):
+    template = getattr(targets, target)()
+    net = hf.nn.TargetNet(template)
+    assert net.num_weights == weights
+    assert [stage.served_by for stage in net.plan.stages] == ["batched_cnn", "torch", "batched_mlp"]
+    assert isinstance(net.plan.stages[1], FlattenStage)
+    theta, x = net.init(2), torch.rand(2, 3, *image)
+    with hf.backend("cpp"):  # raises where a stage has no kernel
+        y = net(x, theta)
+    torch.testing.assert_close(y, oracle(template, theta, x, net), rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_only_in_training():
@@ -218,6 +224,7 @@ def test_dropout_only_in_training():
         (nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 2)), TypeError, "layer '1' is a LSTM.*Supported: Linear, Conv2d"),
         (nn.Sequential(nn.Sequential(nn.Softmax(0))), TypeError, "layer '0.0' is a Softmax"),
         (nn.Sequential(nn.Linear(3, 2), nn.Linear(4, 2)), ValueError, "layer '1' takes 4 features but gets 2"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(2, 4, 3)), ValueError, "layer '1' takes 2 channels but gets 4"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), ValueError, "layer '0': Conv2d with groups=2"),
         (nn.Sequential(nn.Conv2d(4, 4, 2, padding="same")), ValueError, "odd kernel sizes"),
         (nn.Sequential(nn.Flatten(0)), ValueError, r"Flatten\(0, -1\) is not supported"),

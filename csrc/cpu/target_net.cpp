@@ -9,6 +9,7 @@
 #include "common/activation.h"
 #include "common/arena.h"
 #include "common/product.h"
+#include "common/table.h"
 
 namespace hyperfast {
 namespace HF_ISA {
@@ -291,7 +292,7 @@ static void multiply_panels(T* to, const T* by, int64_t panels, int64_t rows) {
 }
 
 template <class T>
-static void backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin, int64_t end,
+static void backward(const MlpProblem& p, const Gradients& g, int64_t network, int64_t begin, int64_t end,
                      void* gradient_values, void* scratch) {
   T* gradient = static_cast<T*>(gradient_values);
   const int64_t layers = p.num_layers;
@@ -375,24 +376,7 @@ static void emit(const MlpProblem& p, const void* gradient, void* gtheta, void* 
 
 // ---- the table ----------------------------------------------------------------------------------
 
-#define HF_BY_COMPUTE_TYPE(function, ...) \
-  (p.x.type == DType::f64 ? function<double>(__VA_ARGS__) : function<float>(__VA_ARGS__))
-
-static int64_t any_workspace(const MlpProblem& p, bool backward) { return HF_BY_COMPUTE_TYPE(workspace, p, backward); }
-static void any_forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t end, void* y, void* scratch) {
-  HF_BY_COMPUTE_TYPE(forward, p, network, begin, end, y, scratch);
-}
-static int64_t any_gradient_size(const MlpProblem& p) { return HF_BY_COMPUTE_TYPE(gradient_size, p); }
-static void any_backward(const MlpProblem& p, const MlpGradients& g, int64_t network, int64_t begin, int64_t end,
-                         void* gradient, void* scratch) {
-  HF_BY_COMPUTE_TYPE(backward, p, g, network, begin, end, gradient, scratch);
-}
-static void any_add(const MlpProblem& p, void* total, const void* part) { HF_BY_COMPUTE_TYPE(add, p, total, part); }
-static void any_emit(const MlpProblem& p, const void* gradient, void* gtheta, void* gbias) {
-  HF_BY_COMPUTE_TYPE(emit, p, gradient, gtheta, gbias);
-}
-
-extern const MlpKernels mlp_kernels = {any_workspace, any_forward, any_gradient_size, any_backward, any_add, any_emit};
+HF_KERNEL_TABLE(MlpProblem, mlp_kernels);
 
 }  // namespace HF_ISA
 }  // namespace hyperfast

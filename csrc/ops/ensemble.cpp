@@ -20,7 +20,7 @@ const EnsembleKernels& kernels() {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ensemble_sums(const Tensor& logits_in, bool want_prob, bool want_entropy,
                                                          bool want_votes, bool want_choice) {
-  const Tensor logits = dense_rows(logits_in);
+  const Tensor logits = dense_rows(logits_in, 1);
   const int64_t members = logits.size(0), rows = logits.size(1), classes = logits.size(2);
   auto zeros = [&](bool wanted, std::initializer_list<int64_t> shape, ScalarType type) {
     return wanted ? torch::stable::new_zeros(logits, {shape.begin(), shape.size()}, type)

@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../target_net.h"
 
@@ -29,10 +30,20 @@ inline ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The same tensor where its last dimension has stride 1, otherwise a copy with that property.
-inline Tensor dense_rows(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+inline std::vector<int64_t> sizes(const Tensor& t) {
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < t.dim(); ++d) shape.push_back(t.size(d));
+  return shape;
+}
+
+// The same tensor where its last `row_dims` dimensions are contiguous, otherwise a copy with that property.
+inline Tensor dense_rows(const Tensor& t, int64_t row_dims) {
+  int64_t stride = 1;
+  for (int64_t d = t.dim() - 1; d >= t.dim() - row_dims; --d) {
+    if (t.size(d) > 1 && t.stride(d) != stride) return torch::stable::contiguous(t);
+    stride *= t.size(d);
+  }
+  return t;
 }
 
 }  // namespace hyperfast

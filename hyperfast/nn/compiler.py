@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from ..plan import (
+    CNN,
     IDENTITY,
+    LARGEST_FUSED_POOL,
     MLP,
     Activation,
     ActivationStage,
-    Conv2dStage,
+    CNNStage,
+    Conv,
     DropoutStage,
     Entry,
     FlattenStage,
@@ -122,31 +125,43 @@ def _linear_run(layers: list[Named], at: int) -> tuple[Stage, int]:
     return MLPStage(names, MLP(tuple(widths), tuple(activations), tuple(biases))), at
 
 
-def _conv2d(layers: list[Named], at: int) -> tuple[Stage, int]:
-    name, conv = layers[at]
+def _conv2d_run(layers: list[Named], at: int) -> tuple[Stage, int]:
+    convs: list[Conv] = []
+    names: tuple[str, ...] = ()
+    while at < len(layers) and type(layers[at][1]) is nn.Conv2d:
+        name, conv = layers[at]
+        if convs and conv.in_channels != convs[-1].out_channels:
+            raise ValueError(f"layer {name!r} takes {conv.in_channels} channels but gets {convs[-1].out_channels}")
+        padding = _checked_padding(name, conv)
+        activation, at, more = _following_activation(layers, at + 1)
+        names, pool = (*names, name, *more), 1
+        if at < len(layers) and _is_plain_max_pool(layers[at][1]):
+            pool = _pair(layers[at][1].kernel_size)[0]
+            names, at = (*names, layers[at][0]), at + 1
+        convs.append(
+            Conv(
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
+                conv.bias is not None, activation, pool,
+            )
+        )  # fmt: skip
+    return CNNStage(names, CNN(tuple(convs))), at
+
+
+def _checked_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
+    """The padding in pixels of a convolution whose options the kernels know."""
     wanted = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
     for option, value in wanted.items():
         if getattr(conv, option) != value:
             raise ValueError(
                 f"layer {name!r}: Conv2d with {option}={getattr(conv, option)!r} is not supported, only {value!r}"
             )
-    padding = conv.padding
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding == "same":
         if any(k % 2 == 0 for k in conv.kernel_size):
             raise ValueError(f"layer {name!r}: padding='same' needs odd kernel sizes; got {conv.kernel_size}")
-        padding = tuple(k // 2 for k in conv.kernel_size)
-    activation, at, more = _following_activation(layers, at + 1)
-    names, pool = (name, *more), 1
-    if at < len(layers) and _is_plain_max_pool(layers[at][1]):
-        pool = _pair(layers[at][1].kernel_size)[0]
-        names, at = (*names, layers[at][0]), at + 1
-    stage = Conv2dStage(
-        names, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
-        conv.bias is not None, activation, pool,
-    )  # fmt: skip
-    return stage, at
+        return (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+    return (int(conv.padding[0]), int(conv.padding[1]))
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -159,7 +174,7 @@ def _is_plain_max_pool(module: Any) -> bool:
         return False
     k = _pair(module.kernel_size)
     return (
-        k[0] == k[1]
+        k[0] == k[1] <= LARGEST_FUSED_POOL
         and _pair(module.stride) == k
         and _pair(module.padding) == (0, 0)
         and _pair(module.dilation) == (1, 1)
@@ -216,7 +231,7 @@ def _activation_stage(layers: list[Named], at: int) -> tuple[Stage | None, int]:
 
 _READERS = {
     nn.Linear: _linear_run,
-    nn.Conv2d: _conv2d,
+    nn.Conv2d: _conv2d_run,
     nn.MaxPool2d: _pool2d,
     nn.AvgPool2d: _pool2d,
     PerTargetNorm: _norm,

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backends
 from ..ops.checks import check_size, check_tensor
-from ..ops.target_net import batched_conv2d, run_mlp
+from ..ops.target_net import run_cnn, run_mlp
 from ..plan import (
     ActivationStage,
-    Conv2dStage,
+    CNNStage,
     DropoutStage,
     FlattenStage,
     MLPStage,
@@ -153,7 +152,7 @@ def _input_rank(stages: tuple[Stage, ...]) -> tuple[str, int] | None:
         match stage:
             case MLPStage():
                 return "Linear", 2
-            case Conv2dStage():
+            case CNNStage():
                 return "Conv2d", 4
             case ResidualStage():
                 return _input_rank(stage.stages)
@@ -185,8 +184,9 @@ class _Run:
                 return x + self.stages(stage.stages, x)
             case NormStage():
                 return self.norm(stage, x)
-            case Conv2dStage():
-                return self.conv2d(stage, x)
+            case CNNStage():
+                self.shared = False
+                return run_cnn(x, next(self.pieces), stage.cnn)
             case PoolStage():
                 return self.pool(stage, x)
             case ActivationStage():
@@ -205,16 +205,7 @@ class _Run:
             self.collect[name] = tuple(s.expand(self.networks, 1, stage.features) for s in stats)
         return activate(stage.activation, norm(x, stats))
 
-    def conv2d(self, stage: Conv2dStage, x: Tensor) -> Tensor:
-        self.shared = False
-        theta = next(self.pieces)
-        weights = theta.shape[1] - (stage.out_channels if stage.bias else 0)
-        weight = theta[:, :weights].unflatten(1, stage.weight_shape)
-        bias = theta[:, weights:] if stage.bias else None
-        return batched_conv2d(x, weight, bias, stage.stride, stage.padding, stage.activation, stage.pool)
-
     def pool(self, stage: PoolStage, x: Tensor) -> Tensor:
-        backends.select("batched_pool2d", x.device.type, x.dtype)
         pool = F.max_pool2d if stage.kind == "max" else F.avg_pool2d
         y = pool(x.flatten(0, -4), stage.kernel_size, stage.stride, stage.padding)
         return y.unflatten(0, x.shape[:-3])

@@ -1,32 +1,26 @@
-"""batched_linear, batched_mlp and batched_conv2d: B networks with B different sets of weights.
+"""batched_linear, batched_mlp, batched_cnn and batched_conv2d: B networks with B different sets of weights.
 
-How a call runs: check -> autocast -> backend -> autograd.Function -> raw op of that backend. The raw ops
-`hyperfast::batched_mlp_{cpp,triton}` and `..._backward_...` share one signature:
-
-    x [B,N,I] or [N,I], theta [B,P], bias [B,O] or None (else biases lie in theta), widths, activations,
-    parameters, biases -> y [B,N,O]
-    gy [B,N,O], the same, want_x, want_theta, want_bias -> gx, gtheta, gbias (empty where not wanted)
+How a call runs: check -> autocast -> backend -> autograd.Function (batched.py) -> raw op of that backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import backends, native
-from ..plan import ACTIVATIONS, MLP, Activation
-from ..reference import target_net as reference
+from ..plan import CNN, LARGEST_FUSED_POOL, MLP, Activation, Conv
+from .batched import BACKWARD_SCHEMA, KINDS, SCHEMA, Batched, decode, encode, evaluate
 from .checks import autocast, check_size, check_tensor, check_together
 
 backends.register("batched_mlp", "cpp", "triton")
 backends.register("batched_linear", "cpp", "triton")
-backends.register("batched_conv2d")
-backends.register("batched_pool2d")
+backends.register("batched_cnn", "cpp")
+backends.register("batched_conv2d", "cpp")
 
 
 # ---- public -----------------------------------------------------------------------------------------
@@ -118,236 +112,165 @@ def batched_conv2d(
 ) -> Tensor:
     """B different convolutions at once: y[b, n] = maxpool(act(weight[b] * x[b, n] + bias[b])).
 
+    * is the cross-correlation of torch.nn.Conv2d; maxpool's windows are pool x pool, side by side, and pixels past
+    the last whole window are dropped, as in torch.nn.MaxPool2d.
+
     Args:
         x: [B,N,C,H,W], or [N,C,H,W] shared by all B networks.
         weight: [B,O,C,kh,kw].
         bias: [B,O] or None.
-        stride, padding: of the convolution, in pixels.
+        stride, padding: of the convolution, in pixels, (y, x) or one number for both.
         activation: applied before pooling.
         pool: size and stride of a max-pool; 1: none.
 
     Returns:
-        [B,N,O,H',W'] in x's dtype.
+        [B,N,O,H',W'] in x's dtype; accumulated in float32 (float64 for float64).
 
-    No kernel serves it yet: the reference runs, with HyperfastFallbackWarning.
+    In backward a gradient that is exactly zero adds nothing, also where it meets Inf or NaN.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
     check_tensor("x", x, (4, 5), "[B,N,C,H,W] or [N,C,H,W]")
     check_tensor("weight", weight, (5,), "[B,O,C,kh,kw]")
+    networks, out_channels, in_channels, *kernel_size = weight.shape
     if x.dim() == 5:
-        check_size("x", x, 0, weight.shape[0], "weight's first dimension")
-    check_size("x", x, -3, weight.shape[2], "weight's input channels")
+        check_size("x", x, 0, networks, "weight's first dimension")
+    check_size("x", x, -3, in_channels, "weight's input channels")
     if bias is not None:
         check_tensor("bias", bias, (2,), "[B,O]")
-        check_size("bias", bias, 0, weight.shape[0], "weight's first dimension")
-        check_size("bias", bias, 1, weight.shape[1], "weight's output channels")
-    if pool < 1:
-        raise ValueError(f"pool must be at least 1; got {pool}")
+        check_size("bias", bias, 0, networks, "weight's first dimension")
+        check_size("bias", bias, 1, out_channels, "weight's output channels")
     check_together(x=x, weight=weight, bias=bias)
-    device = x.device.type
-    x, weight, bias = autocast(device, x, weight, bias)
-    backends.select("batched_conv2d", device, x.dtype, weight.dtype)
-    return reference.batched_conv2d(x, weight, bias, _pair(stride), _pair(padding), Activation.of(activation), pool)
+    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    if not isinstance(pool, int) or pool < 1:
+        raise ValueError(f"pool must be at least 1; got {pool!r}")
+    fused = pool if pool <= LARGEST_FUSED_POOL else 1
+    conv = Conv(
+        in_channels, out_channels, (kernel_size[0], kernel_size[1]), stride, padding, bias is not None,
+        Activation.of(activation), fused,
+    )  # fmt: skip
+    _check_image(x, conv)
+    y = _run("batched_conv2d", x, weight.flatten(1), bias, CNN((conv,)))
+    if pool == fused:
+        return y
+    return F.max_pool2d(y.flatten(0, 1), pool).unflatten(0, y.shape[:2])
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def run_cnn(x: Tensor, theta: Tensor, cnn: CNN) -> Tensor:
+    """B different CNNs at once: h_0 = x[b, n]; h_l = maxpool_l(act_l(W_l * h_{l-1} + c_l)); y[b, n] = h_L.
+
+    x [B,N,C,H,W] or [N,C,H,W]; theta [B,P], read where it lies -> [B,N,O,H',W'] in x's dtype.
+    """
+    check_tensor("x", x, (4, 5), "[B,N,C,H,W] or [N,C,H,W]")
+    check_tensor("theta", theta, (2,), "[B,P]")
+    check_size("theta", theta, 1, cnn.num_weights, f"the weights of {cnn}")
+    check_size("x", x, -3, cnn.layers[0].in_channels, f"the input channels of {cnn}")
+    if x.dim() == 5:
+        check_size("x", x, 0, theta.shape[0], "theta's first dimension")
+    check_together(x=x, theta=theta)
+    _check_image(x, *cnn.layers)
+    return _run("batched_cnn", x, theta, None, cnn)
 
 
-def _run(op: str, x: Tensor, theta: Tensor, bias: Tensor | None, mlp: MLP) -> Tensor:
+def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
+        raise ValueError(f"{name} must be one or two numbers of at least {least}; got {value!r}")
+    return pair
+
+
+def _check_image(x: Tensor, *convs: Conv) -> None:
+    size = (int(x.shape[-2]), int(x.shape[-1]))
+    for conv in convs:
+        if min(conv.conv_size(*size)) < 1 or min(conv.out_size(*size)) < 1:
+            raise ValueError(f"x is too small for the convolution {conv}: it gets {size} of {tuple(x.shape)}")
+        size = conv.out_size(*size)
+
+
+def _run(op: str, x: Tensor, theta: Tensor, bias: Tensor | None, net: MLP | CNN) -> Tensor:
     device = x.device.type
     x, theta, bias = autocast(device, x, theta, bias)
     chosen = backends.select(op, device, x.dtype, theta.dtype)
     if chosen == "reference":
-        return reference.batched_mlp(x, theta, bias, mlp)
-    return _BatchedMLP.apply(x, theta, bias, *_encoded(mlp), chosen)
+        return evaluate(x, theta, bias, net)
+    kind = "mlp" if isinstance(net, MLP) else "cnn"
+    return Batched.apply(x, theta, bias, *encode(net), kind, chosen)
 
 
 # ---- raw ops ----------------------------------------------------------------------------------------
 
-Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]
-
-SCHEMA = "(Tensor x, Tensor theta, Tensor? bias, int[] widths, int[] activations, float[] parameters, int[] biases) -> Tensor"
-BACKWARD_SCHEMA = (
-    "(Tensor gy, Tensor x, Tensor theta, Tensor? bias, int[] widths, int[] activations, float[] parameters, "
-    "int[] biases, bool want_x, bool want_theta, bool want_bias) -> (Tensor, Tensor, Tensor)"
-)
-
-
-def _encoded(mlp: MLP) -> Encoded:
-    """An MLP as the lists that a raw op takes; _decoded() is its inverse."""
-    return (
-        mlp.widths,
-        tuple(a.code for a in mlp.activations),
-        tuple(float(a.parameter) for a in mlp.activations),
-        tuple(int(b) for b in mlp.biases),
-    )
-
-
-def _decoded(
-    widths: Sequence[int], activations: Sequence[int], parameters: Sequence[float], biases: Sequence[int]
-) -> MLP:
-    named = tuple(Activation(ACTIVATIONS[a], p) for a, p in zip(activations, parameters, strict=True))
-    return MLP(tuple(widths), named, tuple(bool(b) for b in biases))
-
-
-def _fake(x, theta, bias, widths, activations, parameters, biases):
-    return x.new_empty((theta.shape[0], x.shape[-2], widths[-1]))
-
-
-def _fake_backward(gy, x, theta, bias, widths, activations, parameters, biases, want_x, want_theta, want_bias):
-    weights = want_theta or want_bias
-    gtheta = theta.new_empty((theta.shape[0] if weights else 0, theta.shape[1]))
-    if bias is None:
-        gbias = theta.new_empty((0, 0))
-    else:
-        gbias = bias.new_empty((bias.shape[0] if weights else 0, bias.shape[1]))
-    return x.new_empty(tuple(x.shape) if want_x else (0,)), gtheta, gbias
-
-
-def _flops(x, theta, bias, widths, *_, **__) -> int:
-    rows = theta[0] * x[-2]
-    return sum(2 * rows * i * o for i, o in pairwise(widths))
-
-
-def _flops_backward(
-    gy, x, theta, bias, widths, activations, parameters, biases, want_x, want_theta, want_bias, **_
-) -> int:
-    forward = _flops(x, theta, bias, widths)
-    first = 2 * theta[0] * x[-2] * widths[0] * widths[1]
-    to_inputs = forward if want_x else forward - first
-    return forward + to_inputs + (forward if want_theta or want_bias else 0)
-
-
 _library = torch.library.Library("hyperfast", "FRAGMENT")
 
 
-def _triton_forward(*args):
-    from ..kernels import target_net as kernels
-
-    with torch.cuda.device_of(args[0]):  # Triton launches on the current device
-        return kernels.batched_mlp(*args[:3], _decoded(*args[3:7]))
+def _out_row(kind: str, x: Tensor, layers, parameters) -> tuple[int, ...]:
+    net = decode(kind, layers, parameters)
+    return (net.widths[-1],) if isinstance(net, MLP) else net.out_shape(*x.shape[-2:])
 
 
-def _triton_backward(*args):
-    from ..kernels import target_net as kernels
-
-    with torch.cuda.device_of(args[0]):
-        return kernels.batched_mlp_backward(*args[:4], _decoded(*args[4:8]), *args[8:])
+def _flops_per_row(kind: str, shape: Sequence[int], layers, parameters) -> int:
+    net = decode(kind, layers, parameters)
+    return net.flops_per_row if isinstance(net, MLP) else net.flops_per_row(*shape[-2:])
 
 
-def _register(backend: str) -> None:
-    for name, fake, flops in (
-        (f"batched_mlp_{backend}", _fake, _flops),
-        (f"batched_mlp_backward_{backend}", _fake_backward, _flops_backward),
+def _register(kind: str, backend: str) -> None:
+    """Fakes and FLOP formulas of a kind's two raw ops."""
+    row = KINDS[kind]
+
+    def fake(x, theta, bias, layers, parameters):
+        return x.new_empty((theta.shape[0], x.shape[-row - 1], *_out_row(kind, x, layers, parameters)))
+
+    def fake_backward(gy, x, theta, bias, layers, parameters, want_x, want_theta, want_bias):
+        weights = want_theta or want_bias
+        gtheta = theta.new_empty((theta.shape[0] if weights else 0, theta.shape[1]))
+        if bias is None:
+            gbias = theta.new_empty((0, 0))
+        else:
+            gbias = bias.new_empty((bias.shape[0] if weights else 0, bias.shape[1]))
+        return x.new_empty(tuple(x.shape) if want_x else (0,)), gtheta, gbias
+
+    def flops(x, theta, bias, layers, parameters, **_) -> int:
+        return theta[0] * x[-row - 1] * _flops_per_row(kind, x, layers, parameters)
+
+    def flops_backward(gy, x, theta, bias, layers, parameters, want_x, want_theta, want_bias, **_) -> int:
+        """Recomputation and the two products, without the first layer's to x where that is not wanted."""
+        forward = flops(x, theta, bias, layers, parameters)
+        ints = len(layers) // len(parameters)
+        first = theta[0] * x[-row - 1] * _flops_per_row(kind, x, layers[:ints], parameters[:1])
+        return forward + (forward if want_x else forward - first) + (forward if want_theta or want_bias else 0)
+
+    for name, fake_of, flops_of in (
+        (f"batched_{kind}_{backend}", fake, flops),
+        (f"batched_{kind}_backward_{backend}", fake_backward, flops_backward),
     ):
-        torch.library.register_fake(f"hyperfast::{name}", fake, lib=_library)
-        register_flop_formula(getattr(torch.ops.hyperfast, name))(flops)
+        torch.library.register_fake(f"hyperfast::{name}", fake_of, lib=_library)
+        register_flop_formula(getattr(torch.ops.hyperfast, name))(flops_of)
 
 
-if native.WHY_NOT_LOADED is None:
-    _register("cpp")
-_library.define("batched_mlp_triton" + SCHEMA)
-_library.define("batched_mlp_backward_triton" + BACKWARD_SCHEMA)
-for _key in ("CPU", "CUDA", "XPU"):
-    _library.impl("batched_mlp_triton", _triton_forward, _key)
-    _library.impl("batched_mlp_backward_triton", _triton_backward, _key)
-_register("triton")
+def _define_triton(kind: str) -> None:
+    def forward(x, theta, bias, layers, parameters):
+        from ..kernels import target_net as kernels
+
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            run = getattr(kernels, f"batched_{kind}")
+            return run(x, theta, bias, decode(kind, layers, parameters))
+
+    def backward(gy, x, theta, bias, layers, parameters, *wants):
+        from ..kernels import target_net as kernels
+
+        with torch.cuda.device_of(x):
+            run = getattr(kernels, f"batched_{kind}_backward")
+            return run(gy, x, theta, bias, decode(kind, layers, parameters), *wants)
+
+    _library.define(f"batched_{kind}_triton" + SCHEMA)
+    _library.define(f"batched_{kind}_backward_triton" + BACKWARD_SCHEMA)
+    for key in ("CPU", "CUDA", "XPU"):
+        _library.impl(f"batched_{kind}_triton", forward, key)
+        _library.impl(f"batched_{kind}_backward_triton", backward, key)
 
 
-# ---- autograd ---------------------------------------------------------------------------------------
-
-
-class _BatchedMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(x, theta, bias, widths, activations, parameters, biases, chosen):
-        op = getattr(torch.ops.hyperfast, f"batched_mlp_{chosen}")
-        return op(x, theta, bias, widths, activations, parameters, biases)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, theta, bias, *ctx.spec = inputs
-        ctx.save_for_backward(x, theta, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor):
-        x, theta, bias = ctx.saved_tensors
-        wants = tuple(ctx.needs_input_grad[:3])
-        gradients = _BatchedMLPBackward.apply(gy, x, theta, bias, *ctx.spec, *wants)
-        return *(g if want else None for g, want in zip(gradients, wants, strict=True)), *(None,) * 5
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, x, theta, bias, *spec):
-        size = info.batch_size
-        x_dim, theta_dim, bias_dim = in_dims[:3]
-        if theta_dim is None and bias_dim is None:  # more rows for the same networks
-            x = x.movedim(x_dim, -3)
-            y = _BatchedMLP.apply(x.flatten(-3, -2), theta, bias, *spec)
-            return y.unflatten(1, (size, y.shape[1] // size)), 1
-        theta = _leading(theta, theta_dim, size)
-        networks = theta.shape[1]
-        if x_dim is not None or x.dim() == 3:
-            x = _leading(x, x_dim, size)
-            x = x if x.dim() == 4 else x.unsqueeze(1).expand(size, networks, *x.shape[1:])
-            x = x.flatten(0, 1)
-        bias = None if bias is None else _leading(bias, bias_dim, size).flatten(0, 1)
-        y = _BatchedMLP.apply(x, theta.flatten(0, 1), bias, *spec)
-        return y.unflatten(0, (size, networks)), 0
-
-
-class _BatchedMLPBackward(torch.autograd.Function):
-    """Gradients of _BatchedMLP, themselves differentiable: fused forward, the reference behind it."""
-
-    @staticmethod
-    def forward(gy, x, theta, bias, widths, activations, parameters, biases, chosen, want_x, want_theta, want_bias):
-        op = getattr(torch.ops.hyperfast, f"batched_mlp_backward_{chosen}")
-        return op(gy, x, theta, bias, widths, activations, parameters, biases, want_x, want_theta, want_bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        gy, x, theta, bias, *spec = inputs
-        ctx.save_for_backward(gy, x, theta, bias)
-        ctx.mlp, ctx.wants = _decoded(*spec[:4]), spec[5:]
-
-    @staticmethod
-    def backward(ctx: Any, *gg: Tensor):
-        gy, x, theta, bias = ctx.saved_tensors
-        inputs = (x, theta) if bias is None else (x, theta, bias)
-        wanted = [i for i in range(len(inputs)) if ctx.wants[i]]
-
-        def forward(x: Tensor, theta: Tensor, bias: Tensor | None = None) -> Tensor:
-            return reference.batched_mlp(x, theta, bias, ctx.mlp)
-
-        def gradients(gy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            _, pullback = torch.func.vjp(forward, *inputs)[:2]
-            every = pullback(gy)
-            return tuple(every[i] for i in wanted)
-
-        _, pullback = torch.func.vjp(gradients, gy, *inputs)[:2]
-        result = list(pullback(tuple(gg[i] for i in wanted)))
-        result += [None] * (4 - len(result))
-        return *result, *(None,) * 8
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, gy, x, theta, bias, *spec):
-        # A gradient per sample: every operand gets the sample dimension, and a shared x a gx per network.
-        size = info.batch_size
-        gy, x, theta, bias = (
-            None if t is None else _leading(t, dim, size)
-            for t, dim in zip((gy, x, theta, bias), in_dims[:4], strict=True)
-        )
-        networks = theta.shape[1]
-        shared = x.dim() == 3
-        if shared:
-            x = x.unsqueeze(1).expand(size, networks, *x.shape[1:])
-        folded = (None if t is None else t.flatten(0, 1) for t in (gy, x, theta, bias))
-        gx, gtheta, gbias = (
-            g.unflatten(0, (size, g.shape[0] // size)) for g in _BatchedMLPBackward.apply(*folded, *spec)
-        )
-        if shared and spec[5]:
-            gx = gx.sum(1)
-        return (gx, gtheta, gbias), (0, 0, 0)
-
-
-def _leading(t: Tensor, dim: int | None, size: int) -> Tensor:
-    """t with the vmapped dimension first, expanded where it has none."""
-    return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+for _kind in KINDS:
+    if native.WHY_NOT_LOADED is None:
+        _register(_kind, "cpp")
+_define_triton("mlp")
+_register("mlp", "triton")

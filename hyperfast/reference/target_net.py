@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..plan import MLP, Activation
+from ..plan import CNN, MLP, Activation, Conv
 
 
 def activate(activation: Activation, h: Tensor) -> Tensor:
@@ -67,15 +69,7 @@ def batched_mlp(x: Tensor, theta: Tensor, bias: Tensor | None, mlp: MLP) -> Tens
     return h
 
 
-def batched_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    activation: Activation,
-    pool: int,
-) -> Tensor:
+def batched_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
     """y[b, n] = maxpool(act(weight[b] * x[b, n] + bias[b])): one convolution with a group per network.
 
     x [B,N,C,H,W], or [N,C,H,W] shared; weight [B,O,C,kh,kw]; bias [B,O] or None -> [B,N,O,H',W'].
@@ -86,18 +80,38 @@ def batched_conv2d(
     rows, channels = x.shape[1:3]
     compute = torch.promote_types(x.dtype, weight.dtype)
     grouped = x.transpose(0, 1).reshape(rows, networks * channels, *x.shape[3:]).to(compute)
+    if networks == 0:  # F.conv2d needs a group
+        size = conv.out_size(x.shape[-2], x.shape[-1])
+        return (x.sum() + weight.sum()).to(x.dtype) * x.new_zeros(0, rows, out_channels, *size)
     h = F.conv2d(
         grouped,
         weight.flatten(0, 1).to(compute),
         None if bias is None else bias.flatten().to(compute),
-        stride,
-        padding,
-        groups=max(networks, 1),
+        conv.stride,
+        conv.padding,
+        groups=networks,
     )
-    h = activate(activation, h)
-    if pool > 1:
-        h = F.max_pool2d(h, pool)
+    h = activate(conv.activation, h)
+    if conv.pool > 1:
+        h = F.max_pool2d(h, conv.pool)
     return h.unflatten(1, (networks, out_channels)).transpose(0, 1).to(x.dtype)
+
+
+def batched_cnn(x: Tensor, theta: Tensor, bias: Tensor | None, cnn: CNN) -> Tensor:
+    """h_0 = x; h_l = maxpool_l(act_l(W_l * h_{l-1} + c_l)); y = h_L, with W_l, c_l from each row of theta in turn.
+
+    x [B,N,C,H,W] or [N,C,H,W]; theta [B,P]; bias [B,O] replaces the bias in theta of a single layer -> [B,N,O,H',W'].
+    """
+    h, offset = x, 0
+    for conv in cnn.layers:
+        end = offset + math.prod(conv.weight_shape)
+        weight = theta[:, offset:end].unflatten(1, conv.weight_shape)
+        offset, layer_bias = end, bias
+        if conv.bias and bias is None:
+            offset += conv.out_channels
+            layer_bias = theta[:, end:offset]
+        h = batched_conv2d(h, weight, layer_bias, conv)
+    return h
 
 
 def normalize(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -130,3 +144,25 @@ def make_inputs(
         uniform = torch.rand(networks, count, generator=generator, dtype=torch.float64) * 2 - 1
         pieces.append(uniform * (3 / in_features) ** 0.5)
     return x.to(device, dtype), torch.cat(pieces, 1).to(device, theta_dtype or dtype)
+
+
+def make_images(
+    cnn: CNN,
+    networks: int,
+    rows: int,
+    size: tuple[int, int],
+    *,
+    shared: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """x [B,N,C,H,W] (or [N,C,H,W]) in [-1, 1] and theta [B,P], as make_inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, cnn.layers[0].in_channels, *size)
+    x = torch.rand(shape if shared else (networks, *shape), generator=generator, dtype=torch.float64) * 2 - 1
+    pieces = []
+    for conv in cnn.layers:
+        uniform = torch.rand(networks, conv.num_weights, generator=generator, dtype=torch.float64) * 2 - 1
+        pieces.append(uniform * (3 / math.prod(conv.weight_shape[1:])) ** 0.5)
+    return x.to(device, dtype), torch.cat(pieces, 1).to(device, dtype)

@@ -20,12 +20,14 @@ template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(HF_VECTOR_BYTES)));
   typedef float unaligned __attribute__((vector_size(HF_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t integer_value;
   typedef int32_t integer __attribute__((vector_size(HF_VECTOR_BYTES)));
 };
 template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(HF_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(HF_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t integer_value;
   typedef int64_t integer __attribute__((vector_size(HF_VECTOR_BYTES)));
 };
 template <class T>

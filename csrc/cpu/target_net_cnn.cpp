@@ -1,0 +1,383 @@
+// Batched CNN on the CPU: a run of convolution, activation and max-pool layers, one image of one network at a
+// time, so that everything between the layers stays in L1 and L2.
+//
+// Images lie pixel-major, [y][x][channels], with their zero padding. A kernel row of a pixel's patch is then one
+// run of kw * channels neighbouring values, and the micro-kernel of common/product.h reads it as it is: rows are
+// pixels, lanes are output channels. Pixels come in the order of the pooling windows, so that a window's values
+// are neighbours, too.
+//
+// Backward goes through the windows' winners only: a list of (pixel, gradient) for every output channel. Both
+// products run along a patch's runs, a quarter of the dense work for 2 x 2 pooling. A gradient that is exactly
+// zero adds nothing, also where it meets Inf or NaN.
+//
+// Per pixel of a convolution, FLOPs: 2 * in * out * kh * kw forward; backward recomputes them, and each of its
+// two products takes that divided by pool^2. Bytes of main memory: x, theta once and y; gy, gx and gtheta.
+#include "target_net_cnn.h"
+
+#include "common/activation.h"
+#include "common/product.h"
+#include "common/table.h"
+
+namespace hyperfast {
+namespace HF_ISA {
+
+// ---- forward ------------------------------------------------------------------------------------
+
+template <class T>
+struct ConvForward {
+  const Stage<T>& stage;
+  const int64_t* patches;  // of the block's pixels
+  T* output;               // panels
+  T* slope;                // panels, or null
+  int64_t pixels;
+
+  template <int MR, int NP>
+  __attribute__((always_inline)) inline void run(int64_t pixel, int64_t panel) const {
+    const Shape<T>& s = stage.shape;
+    T* to = output + panel * kPanelStride<T> + pixel * kPanel<T>;
+    const T* a[MR];
+    HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = stage.image + patches[pixel + i];
+    const int64_t panel_size = s.patch * kPanel<T>;
+    const T* weight = stage.weight + panel * panel_size;
+    for (int64_t y = 0; y < stage.layer->kernel_y; y += s.rows_at_once) {
+      const int64_t length = min64(s.rows_at_once, stage.layer->kernel_y - y) * s.run;
+      Tile<T, MR, NP> c = {};
+      multiply<1>(c, a, weight, panel_size, length, s.run, s.row);
+      HF_UNROLL for (int p = 0; p < NP; ++p) HF_UNROLL for (int j = 0; j < kRegs; ++j) {
+        const Vec<T> bias = load(stage.bias + (panel + p) * kPanel<T> + j * kLanes<T>);
+        HF_UNROLL for (int i = 0; i < MR; ++i) {
+          T* at = to + p * kPanelStride<T> + i * kPanel<T> + j * kLanes<T>;
+          store(at, c.v[i][p * kRegs + j] + (y ? load(at) : bias));
+        }
+      }
+      HF_UNROLL for (int i = 0; i < MR; ++i) a[i] += s.rows_at_once * s.row;
+      weight += length * kPanel<T>;
+    }
+  }
+  void finish(int64_t panel, int64_t panels) const {
+    for (int64_t p = panel; p < panel + panels; ++p)
+      activate(stage.layer->activation, T(stage.layer->parameter), output + p * kPanelStride<T>,
+               slope ? slope + p * kPanelStride<T> : nullptr, pixels * kPanel<T>);
+  }
+};
+
+template <class T>
+HF_INLINE void store_lanes(T* to, Vec<T> v, int64_t lanes) {
+  if (lanes >= kLanes<T>) return store(to, v);
+  for (int64_t i = 0; i < lanes; ++i) to[i] = v[i];
+}
+
+// The largest of a window's values, the first of equals; a NaN wins, the last of them, as in torch.
+template <class T, bool BACKWARD>
+static void pool_window(const Stage<T>& stage, const T* values, const T* slopes, int64_t window, T* to) {
+  const Shape<T>& s = stage.shape;
+  for (int64_t o = 0; o < s.channels; o += kLanes<T>) {
+    const int64_t at = o / kPanel<T> * kPanelStride<T> + o % kPanel<T>;
+    Vec<T> best = load(values + at), slope = {};
+    Index<T> winner = {};
+    if (BACKWARD) slope = slopes ? load(slopes + at) : splat(T(1));
+    for (int64_t k = 1; k < s.window; ++k) {
+      const Vec<T> v = load(values + at + k * kPanel<T>);
+      const Index<T> better = (v > best) | (v != v);
+      best = better ? v : best;
+      if (BACKWARD) {
+        winner = better ? Index<T>{} + IndexValue<T>(k) : winner;
+        if (slopes) slope = better ? load(slopes + at + k * kPanel<T>) : slope;
+      }
+    }
+    store_lanes(to + o, best, stage.layer->out - o);
+    if (BACKWARD) {
+      store(stage.slope + window * s.channels + o, slope);
+      __builtin_memcpy(stage.winner + window * s.channels + o, &winner, sizeof(winner));
+    }
+  }
+}
+
+// One layer over one image, block by block of windows; the output goes into the next layer's image, or `last`.
+template <class T, bool BACKWARD>
+static void forward_layer(const Stage<T>& stage, const Stage<T>* next, T* last, T* values, T* slopes) {
+  const ConvLayer& l = *stage.layer;
+  const Shape<T>& s = stage.shape;
+  T* slope_panels = BACKWARD && l.activation != Activation::identity ? slopes : nullptr;
+  for (int64_t first = 0; first < s.windows; first += s.block) {
+    const int64_t count = min64(s.block, s.windows - first);
+    const int64_t pixels = count * s.window;
+    for_tiles(ConvForward<T>{stage, stage.patches + first * s.window, values, slope_panels, pixels},
+              s.channels / kPanel<T>, pixels);
+    for (int64_t w = first; w < first + count; ++w) {
+      const int64_t y = w / l.out_width, x = w % l.out_width;
+      T* to = next ? next->image + next->shape.at(*next->layer, y, x) : last + w * l.out;
+      const int64_t at = (w - first) * s.window * kPanel<T>;
+      pool_window<T, BACKWARD>(stage, values + at, slope_panels ? slope_panels + at : nullptr, w, to);
+    }
+  }
+}
+
+template <class T, bool BACKWARD>
+static void forward_image(const ConvProblem& p, const Stage<T>* stages, int64_t network, int64_t image, T* last,
+                          T* values, T* slopes) {
+  load_image(stages[0], element(p.x.data, p.x.type, network * p.x.network_stride + image * p.x.row_stride), p.x.type);
+  for (int64_t l = 0; l < p.num_layers; ++l)
+    forward_layer<T, BACKWARD>(stages[l], l + 1 < p.num_layers ? stages + l + 1 : nullptr, last, values, slopes);
+}
+
+template <class T>
+static void forward(const ConvProblem& p, int64_t network, int64_t begin, int64_t end, void* y, void* scratch) {
+  Arena arena{static_cast<char*>(scratch)};
+  const Stage<T>* stages = prepare<T>(p, network, false, arena);
+  const Shape<T>& s = stages[p.num_layers - 1].shape;
+  const int64_t out = p.layers[p.num_layers - 1].out, size = last_size<T>(p);
+  T* last = arena.take<T>(size);
+  T* values = arena.take<T>(widest_output<T>(p) * kBlock);
+  T* channel = arena.take<T>(s.windows);
+  for (int64_t n = begin; n < end; ++n) {
+    forward_image<T, false>(p, stages, network, n, last, values, nullptr);
+    for (int64_t o = 0; o < out; ++o) {
+      for (int64_t w = 0; w < s.windows; ++w) channel[w] = last[w * out + o];
+      store_row(element(y, p.x.type, (network * p.rows + n) * size + o * s.windows), p.x.type, channel, s.windows);
+    }
+  }
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+// The winning pixels of one output channel whose gradient is not zero.
+template <class T>
+struct Winners {
+  int64_t* patch;  // where the winner's patch begins
+  T* gradient;
+  int64_t count;
+  bool finite;
+};
+
+// g: gradient of the layer's output, pixel-major.
+template <class T>
+static void find_winners(Winners<T>& winners, const Stage<T>& stage, const T* g, int64_t g_row, int64_t g_pixel,
+                         int64_t channel) {
+  const ConvLayer& l = *stage.layer;
+  const Shape<T>& s = stage.shape;
+  const T* slope = stage.slope + channel;
+  const IndexValue<T>* winner = stage.winner + channel;
+  const int64_t* patches = stage.patches;
+  int64_t count = 0;
+  bool finite = true;
+  for (int64_t y = 0; y < l.out_height; ++y)
+    for (int64_t x = 0; x < l.out_width; ++x) {
+      const T gradient = g[y * g_row + x * g_pixel + channel] * *slope;
+      winners.patch[count] = patches[*winner];
+      winners.gradient[count] = gradient;
+      count += gradient != T(0);
+      finite &= gradient - gradient == T(0);
+      slope += s.channels;
+      winner += s.channels;
+      patches += s.window;
+    }
+  winners.count = count;
+  winners.finite = finite;
+}
+
+// Vectors of a patch that stay in registers while the winners pass.
+constexpr int kHeld = HF_VECTOR_BYTES >= 32 ? 12 : 6;
+
+// gW[v] += sum over winners of gradient * patch[v], for NV vectors v from `first`.
+template <class T>
+struct WeightGradient {
+  const Stage<T>& stage;
+  const Winners<T>& winners;
+  T* gradient;  // [run in whole vectors], of this output channel
+
+  template <int NV>
+  __attribute__((always_inline)) inline void run(int64_t first) const {
+    const Shape<T>& s = stage.shape;
+    Vec<T> sum[NV];
+    const T* from[NV];
+    HF_UNROLL for (int j = 0; j < NV; ++j) {
+      const int64_t v = first + j;
+      sum[j] = load(gradient + v * kLanes<T>);
+      from[j] = stage.image + v / s.run_vectors * s.row + v % s.run_vectors * kLanes<T>;
+    }
+    for (int64_t i = 0; i < winners.count; ++i) {
+      const int64_t patch = winners.patch[i];
+      const T g = winners.gradient[i];
+      HF_UNROLL for (int j = 0; j < NV; ++j) sum[j] += g * load(from[j] + patch);
+    }
+    HF_UNROLL for (int j = 0; j < NV; ++j) store(gradient + (first + j) * kLanes<T>, sum[j]);
+  }
+};
+
+// Gradient of the image: patch[v] += gradient * W[v]. Past the end of a run W is zero.
+template <class T>
+struct ImageGradient {
+  const Stage<T>& stage;
+  const Winners<T>& winners;
+  const T* weight;  // [run in whole vectors], of this output channel
+
+  template <int NV>
+  __attribute__((always_inline)) inline void run(int64_t first) const {
+    const Shape<T>& s = stage.shape;
+    Vec<T> w[NV];
+    T* to[NV];
+    HF_UNROLL for (int j = 0; j < NV; ++j) {
+      const int64_t v = first + j;
+      w[j] = load(weight + v * kLanes<T>);
+      to[j] = stage.gradient + v / s.run_vectors * s.row + v % s.run_vectors * kLanes<T>;
+    }
+    for (int64_t i = 0; i < winners.count; ++i) {
+      const int64_t patch = winners.patch[i];
+      const T g = winners.gradient[i];
+      HF_UNROLL for (int j = 0; j < NV; ++j) store(to[j] + patch, load(to[j] + patch) + g * w[j]);
+    }
+  }
+  // Inf and NaN times the zeros past a run would reach pixels beside the patch.
+  void exact() const {
+    const Shape<T>& s = stage.shape;
+    for (int64_t i = 0; i < winners.count; ++i)
+      for (int64_t y = 0; y < stage.layer->kernel_y; ++y)
+        for (int64_t k = 0; k < s.run; ++k)
+          stage.gradient[winners.patch[i] + y * s.row + k] +=
+              winners.gradient[i] * weight[y * s.run_vectors * kLanes<T> + k];
+  }
+};
+
+template <int NV, class Work>
+HF_INLINE void held_vectors(const Work& work, int64_t first, int64_t count) {
+  if constexpr (NV > 0) {
+    if (count == NV) return work.template run<NV>(first);
+    held_vectors<NV - 1>(work, first, count);
+  }
+}
+
+// All vectors of a patch, in groups of nearly equal size.
+template <class Work>
+static void for_patch(const Work& work, int64_t vectors) {
+  const int64_t groups = (vectors + kHeld - 1) / kHeld;
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t first = vectors * i / groups;
+    held_vectors<kHeld>(work, first, vectors * (i + 1) / groups - first);
+  }
+}
+
+// One layer of one image: adds to the weight gradient, and overwrites the image's where it is wanted.
+template <class T>
+static void backward_layer(const Stage<T>& stage, const T* g, int64_t g_row, int64_t g_pixel, Winners<T> winners,
+                           T* gradient, bool want_image) {
+  const Shape<T>& s = stage.shape;
+  if (want_image)
+    for (int64_t i = 0; i < s.size; ++i) stage.gradient[i] = T(0);
+  T* bias = gradient + stage.layer->out * s.vectors * kLanes<T>;
+  for (int64_t o = 0; o < stage.layer->out; ++o) {
+    const int64_t at = o * s.vectors * kLanes<T>;
+    find_winners(winners, stage, g, g_row, g_pixel, o);
+    if (gradient) {
+      for_patch(WeightGradient<T>{stage, winners, gradient + at}, s.vectors);
+      for (int64_t i = 0; i < winners.count; ++i) bias[o] += winners.gradient[i];
+    }
+    if (!want_image) continue;
+    const ImageGradient<T> image{stage, winners, stage.rows + at};
+    if (winners.finite || s.run % kLanes<T> == 0)
+      for_patch(image, s.vectors);
+    else
+      image.exact();
+  }
+}
+
+// The inside of a padded, pixel-major gradient -> [channels][height][width].
+template <class T>
+static void store_gradient(const Stage<T>& stage, void* to, DType type, bool add) {
+  const ConvLayer& l = *stage.layer;
+  T values[64];
+  for (int64_t c = 0; c < l.in; ++c)
+    for (int64_t y = 0; y < l.height; ++y)
+      for (int64_t x = 0; x < l.width; x += 64) {
+        const int64_t n = min64(64, l.width - x);
+        void* at = element(to, type, (c * l.height + y) * l.width + x);
+        const T* from = stage.gradient + stage.shape.at(l, y, x) + c;
+        if (add)
+          load_row(values, at, type, n);
+        else
+          for (int64_t i = 0; i < n; ++i) values[i] = T(0);
+        for (int64_t i = 0; i < n; ++i) values[i] += from[i * l.in];
+        store_row(at, type, values, n);
+      }
+}
+
+template <class T>
+static void backward(const ConvProblem& p, const Gradients& g, int64_t network, int64_t begin, int64_t end,
+                     void* gradient_values, void* scratch) {
+  Arena arena{static_cast<char*>(scratch)};
+  const Stage<T>* stages = prepare<T>(p, network, true, arena);
+  const int64_t top = p.num_layers - 1;
+  const ConvLayer& last_layer = p.layers[top];
+  T* last = arena.take<T>(last_size<T>(p));
+  T* values = arena.take<T>(widest_output<T>(p) * kBlock);
+  T* slopes = arena.take<T>(widest_output<T>(p) * kBlock);
+  int64_t most = 0;
+  for (int64_t l = 0; l <= top; ++l) most = max64(most, stages[l].shape.windows);
+  Winners<T> winners{arena.take<int64_t>(most), arena.take<T>(most), 0, true};
+
+  T* gradient = g.want_theta ? static_cast<T*>(gradient_values) : nullptr;
+  if (gradient)
+    for (int64_t i = 0; i < gradient_size<T>(p); ++i) gradient[i] = T(0);
+  const int64_t image_size = p.layers[0].in * p.layers[0].height * p.layers[0].width;
+  for (int64_t n = begin; n < end; ++n) {
+    forward_image<T, true>(p, stages, network, n, last, values, slopes);
+    const int64_t windows = stages[top].shape.windows;
+    for (int64_t o = 0; o < last_layer.out; ++o) {
+      const int64_t from = network * g.gy.network_stride + n * g.gy.row_stride + o * windows;
+      load_row(winners.gradient, element(g.gy.data, g.gy.type, from), g.gy.type, windows);
+      for (int64_t w = 0; w < windows; ++w) last[w * last_layer.out + o] = winners.gradient[w];
+    }
+    int64_t at = gradient_size<T>(p);
+    for (int64_t l = top; l >= 0; --l) {
+      const Stage<T>& stage = stages[l];
+      at -= stage.layer->out * stage.shape.vectors * kLanes<T> + stage.shape.channels;
+      T* to = gradient ? gradient + at : nullptr;
+      const bool want_image = l > 0 || g.gx;
+      if (l == top) {
+        backward_layer(stage, last, last_layer.out_width * last_layer.out, last_layer.out, winners, to, want_image);
+      } else {
+        const Stage<T>& next = stages[l + 1];
+        backward_layer(stage, next.gradient + next.shape.at(*next.layer, 0, 0), next.shape.row, next.shape.pixel,
+                       winners, to, want_image);
+      }
+    }
+    if (g.gx)
+      store_gradient(stages[0], element(g.gx, g.gx_type, network * g.gx_network_stride + n * image_size), g.gx_type,
+                     g.add_to_gx);
+  }
+}
+
+template <class T>
+static void add(const ConvProblem& p, void* total, const void* part) {
+  T* to = static_cast<T*>(total);
+  const T* from = static_cast<const T*>(part);
+  for (int64_t i = 0; i < gradient_size<T>(p); ++i) to[i] += from[i];
+}
+
+template <class T>
+static void emit(const ConvProblem& p, const void* gradient, void* gtheta, void* gbias) {
+  const DType type = p.theta.type;
+  const T* from = static_cast<const T*>(gradient);
+  for (int64_t i = 0; i < p.num_layers; ++i) {
+    const ConvLayer& l = p.layers[i];
+    const Shape<T> s(l);
+    for (int64_t o = 0; o < l.out; ++o)
+      for (int64_t c = 0; c < l.in; ++c)
+        for (int64_t y = 0; y < l.kernel_y; ++y) {
+          const T* run = from + (o * s.vectors + y * s.run_vectors) * kLanes<T> + c;
+          const int64_t at = l.weight + ((o * l.in + c) * l.kernel_y + y) * l.kernel_x;
+          for (int64_t x = 0; x < l.kernel_x; ++x) store_row(element(gtheta, type, at + x), type, run + x * l.in, 1);
+        }
+    from += l.out * s.vectors * kLanes<T>;
+    if (l.bias >= 0) {
+      const DType bias_type = gbias ? p.bias.type : type;
+      store_row(element(gbias ? gbias : gtheta, bias_type, l.bias), bias_type, from, l.out);
+    }
+    from += s.channels;
+  }
+}
+
+HF_KERNEL_TABLE(ConvProblem, conv_kernels);
+
+}  // namespace HF_ISA
+}  // namespace hyperfast
