@@ -73,6 +73,7 @@ struct Problem {
   Strided x;
   Strided theta;  // row_stride unused
   Strided bias;   // data null: biases lie in theta
+  void* saved;    // null, or [B, N, saved_bytes]: what forward writes and backward then need not recompute
 };
 using MlpProblem = Problem<Layer>;
 using ConvProblem = Problem<ConvLayer>;
@@ -90,6 +91,8 @@ struct Gradients {
 // type of x.
 template <class P>
 struct Kernels {
+  // Bytes per network and row that forward can save for backward; 0: nothing.
+  int64_t (*saved_bytes)(const P&);
   // Bytes of 64-byte aligned scratch that one forward or backward call needs.
   int64_t (*workspace)(const P&, bool backward);
   // Rows [begin, end) of one network.

@@ -43,9 +43,10 @@ class _MLPContract(OpContract):
         spec = [list(part) for part in encode(self.mlp("small"))]
         gy = torch.randn(2, 3, 2).to(dtype)
         ops = torch.ops.hyperfast
-        yield ops.batched_mlp_cpp.default, (x, theta, None, *spec)
+        yield ops.batched_mlp_cpp.default, (x, theta, None, *spec, True)
+        saved = torch.ops.hyperfast.batched_mlp_cpp(x, theta, None, *spec, True)[1]
         for wants in ((True, True, False), (False, True, False), (True, False, False)):
-            yield ops.batched_mlp_backward_cpp.default, (gy, x, theta, None, *spec, *wants)
+            yield ops.batched_mlp_backward_cpp.default, (gy, x, theta, None, saved, *spec, *wants)
 
 
 class TestBatchedMLP(_MLPContract):
@@ -80,9 +81,22 @@ class TestBatchedLinear(OpContract):
     def raw_op_calls_for(self, dtype):
         x, weight, bias = self.inputs("small", dtype)
         spec = [list(part) for part in encode(MLP((4, 2), (Activation("cos"),), (True,)))]
-        yield torch.ops.hyperfast.batched_mlp_cpp.default, (x, weight.flatten(1), bias, *spec)
+        yield torch.ops.hyperfast.batched_mlp_cpp.default, (x, weight.flatten(1), bias, *spec, False)
         backward = torch.ops.hyperfast.batched_mlp_backward_cpp.default
-        yield backward, (torch.randn(2, 3, 2).to(dtype), x, weight.flatten(1), bias, *spec, True, True, True)
+        yield (
+            backward,
+            (
+                torch.randn(2, 3, 2).to(dtype),
+                x,
+                weight.flatten(1),
+                bias,
+                torch.empty(0, dtype=torch.uint8),
+                *spec,
+                True,
+                True,
+                True,
+            ),
+        )
 
 
 class Check(_MLPContract):

@@ -45,9 +45,10 @@ class _CNNContract(OpContract):
         x, theta = self.inputs("small", dtype)
         spec = [list(part) for part in encode(SIZES["small"][3])]
         gy = torch.randn(2, 2, 2, 2, 1).to(dtype)
-        yield torch.ops.hyperfast.batched_cnn_cpp.default, (x, theta, None, *spec)
+        yield torch.ops.hyperfast.batched_cnn_cpp.default, (x, theta, None, *spec, True)
+        saved = torch.ops.hyperfast.batched_cnn_cpp(x, theta, None, *spec, True)[1]
         for wants in ((True, True, False), (False, True, False), (True, False, False)):
-            yield torch.ops.hyperfast.batched_cnn_backward_cpp.default, (gy, x, theta, None, *spec, *wants)
+            yield torch.ops.hyperfast.batched_cnn_backward_cpp.default, (gy, x, theta, None, saved, *spec, *wants)
 
 
 class TestBatchedCNN(_CNNContract):
@@ -79,9 +80,22 @@ class TestBatchedConv2d(OpContract):
     def raw_op_calls_for(self, dtype):
         x, weight, bias = self.inputs("small", dtype)
         spec = [list(part) for part in encode(CNN((Conv(1, 3, (3, 3), padding=(1, 1), pool=2),)))]
-        yield torch.ops.hyperfast.batched_cnn_cpp.default, (x, weight.flatten(1), bias, *spec)
+        yield torch.ops.hyperfast.batched_cnn_cpp.default, (x, weight.flatten(1), bias, *spec, False)
         backward = torch.ops.hyperfast.batched_cnn_backward_cpp.default
-        yield backward, (torch.randn(2, 2, 3, 3, 2).to(dtype), x, weight.flatten(1), bias, *spec, True, True, True)
+        yield (
+            backward,
+            (
+                torch.randn(2, 2, 3, 3, 2).to(dtype),
+                x,
+                weight.flatten(1),
+                bias,
+                torch.empty(0, dtype=torch.uint8),
+                *spec,
+                True,
+                True,
+                True,
+            ),
+        )
 
 
 class Check(_CNNContract):
@@ -273,6 +287,21 @@ def test_15_alone_and_in_a_batch():
     y = run_cnn(x, theta, DEUTSCH)
     assert torch.equal(run_cnn(x[1:2, 4:5], theta[1:2], DEUTSCH), y[1:2, 4:5])
     assert torch.equal(run_cnn(x[2:3], theta[2:3], DEUTSCH), y[2:3])
+
+
+def test_backward_with_and_without_what_forward_saved():
+    for dtype in (torch.float32, torch.float64):
+        x, theta = make_images(DEUTSCH, 2, 3, (28, 28), dtype=dtype)
+        spec = [list(part) for part in encode(DEUTSCH)]
+        y, saved = torch.ops.hyperfast.batched_cnn_cpp(x, theta, None, *spec, True)
+        plain, nothing = torch.ops.hyperfast.batched_cnn_cpp(x, theta, None, *spec, False)
+        assert torch.equal(y, plain)
+        assert saved.numel() > nothing.numel() == 0
+        backward = torch.ops.hyperfast.batched_cnn_backward_cpp
+        wants = (True, True, False)
+        with_saved = backward(torch.cos(y), x, theta, None, saved, *spec, *wants)
+        recomputed = backward(torch.cos(y), x, theta, None, nothing, *spec, *wants)
+        assert all(torch.equal(a, b) for a, b in zip(with_saved, recomputed, strict=True))
 
 
 def test_flop_counter():

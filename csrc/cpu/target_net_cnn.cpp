@@ -113,66 +113,122 @@ static void forward_layer(const Stage<T>& stage, const Stage<T>* next, T* last, 
   }
 }
 
+// Layers [0, layers) over one image.
 template <class T, bool BACKWARD>
-static void forward_image(const ConvProblem& p, const Stage<T>* stages, int64_t network, int64_t image, T* last,
-                          T* values, T* slopes) {
+static void forward_image(const ConvProblem& p, const Stage<T>* stages, int64_t layers, int64_t network, int64_t image,
+                          T* last, T* values, T* slopes) {
   load_image(stages[0], element(p.x.data, p.x.type, network * p.x.network_stride + image * p.x.row_stride), p.x.type);
-  for (int64_t l = 0; l < p.num_layers; ++l)
+  for (int64_t l = 0; l < layers; ++l)
     forward_layer<T, BACKWARD>(stages[l], l + 1 < p.num_layers ? stages + l + 1 : nullptr, last, values, slopes);
+}
+
+// What backward needs of the last layer, an image at a time: slopes [window][out], then winners [window][out].
+template <class T>
+static int64_t saved_bytes(const ConvProblem& p) {
+  return last_size<T>(p) * int64_t(sizeof(T) + 1);
+}
+template <class T>
+static void save_last(const ConvProblem& p, const Stage<T>& stage, int64_t row) {
+  const int64_t out = stage.layer->out;
+  T* slope = reinterpret_cast<T*>(static_cast<char*>(p.saved) + row * saved_bytes<T>(p));
+  uint8_t* winner = reinterpret_cast<uint8_t*>(slope + last_size<T>(p));
+  for (int64_t w = 0; w < stage.shape.windows; ++w)
+    for (int64_t o = 0; o < out; ++o) {
+      const T value = stage.slope[w * stage.shape.channels + o];
+      __builtin_memcpy(slope + w * out + o, &value, sizeof(T));  // T's alignment is not kept from row to row
+      winner[w * out + o] = uint8_t(stage.winner[w * stage.shape.channels + o]);
+    }
+}
+template <class T>
+static void load_last(const ConvProblem& p, const Stage<T>& stage, int64_t row) {
+  const int64_t out = stage.layer->out;
+  const char* slope = static_cast<const char*>(p.saved) + row * saved_bytes<T>(p);
+  const uint8_t* winner = reinterpret_cast<const uint8_t*>(slope + last_size<T>(p) * int64_t(sizeof(T)));
+  for (int64_t w = 0; w < stage.shape.windows; ++w) {
+    __builtin_memcpy(stage.slope + w * stage.shape.channels, slope + w * out * int64_t(sizeof(T)), out * sizeof(T));
+    for (int64_t o = 0; o < out; ++o) stage.winner[w * stage.shape.channels + o] = winner[w * out + o];
+  }
 }
 
 template <class T>
 static void forward(const ConvProblem& p, int64_t network, int64_t begin, int64_t end, void* y, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
-  const Stage<T>* stages = prepare<T>(p, network, false, arena);
-  const Shape<T>& s = stages[p.num_layers - 1].shape;
-  const int64_t out = p.layers[p.num_layers - 1].out, size = last_size<T>(p);
+  const Stage<T>* stages = prepare<T>(p, network, p.saved != nullptr, arena);
+  const Stage<T>& top = stages[p.num_layers - 1];
+  const Shape<T>& s = top.shape;
+  const int64_t out = top.layer->out, size = last_size<T>(p);
   T* last = arena.take<T>(size);
-  T* values = arena.take<T>(widest_output<T>(p) * kBlock);
   T* channel = arena.take<T>(s.windows);
+  T* values = arena.take<T>(widest_output<T>(p) * kBlock);
+  T* slopes = p.saved ? arena.take<T>(widest_output<T>(p) * kBlock) : nullptr;
   for (int64_t n = begin; n < end; ++n) {
-    forward_image<T, false>(p, stages, network, n, last, values, nullptr);
+    const int64_t row = network * p.rows + n;
+    forward_image<T, false>(p, stages, p.num_layers - (p.saved ? 1 : 0), network, n, last, values, nullptr);
+    if (p.saved) {
+      forward_layer<T, true>(top, nullptr, last, values, slopes);
+      save_last(p, top, row);
+    }
     for (int64_t o = 0; o < out; ++o) {
       for (int64_t w = 0; w < s.windows; ++w) channel[w] = last[w * out + o];
-      store_row(element(y, p.x.type, (network * p.rows + n) * size + o * s.windows), p.x.type, channel, s.windows);
+      store_row(element(y, p.x.type, row * size + o * s.windows), p.x.type, channel, s.windows);
     }
   }
 }
 
 // ---- backward -----------------------------------------------------------------------------------
 
-// The winning pixels of one output channel whose gradient is not zero.
+// The winning pixels of an image whose gradient is not zero, listed by output channel.
 template <class T>
 struct Winners {
-  int64_t* patch;  // where the winner's patch begins
-  T* gradient;
-  int64_t count;
+  int32_t* patch;  // [out][windows]: where the winner's patch begins
+  T* gradient;     // [out][windows]
+  int64_t* count;  // [out]
+  int64_t windows;
   bool finite;
+
+  Winners of_channel(int64_t o) const {
+    return {patch + o * windows, gradient + o * windows, count + o, windows, finite};
+  }
 };
 
-// g: gradient of the layer's output, pixel-major.
+// g: gradient of the layer's output, pixel-major; readable past its end as far as a panel.
 template <class T>
-static void find_winners(Winners<T>& winners, const Stage<T>& stage, const T* g, int64_t g_row, int64_t g_pixel,
-                         int64_t channel) {
+static void find_winners(Winners<T>& winners, const Stage<T>& stage, const T* g, int64_t g_row, int64_t g_pixel) {
   const ConvLayer& l = *stage.layer;
   const Shape<T>& s = stage.shape;
-  const T* slope = stage.slope + channel;
-  const IndexValue<T>* winner = stage.winner + channel;
-  const int64_t* patches = stage.patches;
-  int64_t count = 0;
-  bool finite = true;
-  for (int64_t y = 0; y < l.out_height; ++y)
-    for (int64_t x = 0; x < l.out_width; ++x) {
-      const T gradient = g[y * g_row + x * g_pixel + channel] * *slope;
-      winners.patch[count] = patches[*winner];
-      winners.gradient[count] = gradient;
-      count += gradient != T(0);
-      finite &= gradient - gradient == T(0);
-      slope += s.channels;
-      winner += s.channels;
-      patches += s.window;
+  Vec<T> check = {};  // zero, or NaN after a gradient that is Inf or NaN
+  for (int64_t o = 0; o < l.out; o += kPanel<T>) {
+    const int64_t lanes = min64(kPanel<T>, l.out - o);
+    int64_t at[kPanel<T>];  // where the next winner of a channel is listed
+    for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = (o + lane) * s.windows;
+    const T* slope = stage.slope + o;
+    const IndexValue<T>* winner = stage.winner + o;
+    const int64_t* patches = stage.patches;
+    for (int64_t y = 0; y < l.out_height; ++y) {
+      const T* from = g + y * g_row + o;
+      for (int64_t x = 0; x < l.out_width; ++x) {
+        T gradient[kPanel<T>];
+        HF_UNROLL for (int j = 0; j < kPanel<T>; j += kLanes<T>) {
+          const Vec<T> value = load(slope + j) * load(from + j);
+          check += value - value;
+          store(gradient + j, value);
+        }
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          winners.patch[at[lane]] = int32_t(patches[winner[lane]]);
+          winners.gradient[at[lane]] = gradient[lane];
+          at[lane] += gradient[lane] != T(0);
+        }
+        slope += s.channels;
+        winner += s.channels;
+        patches += s.window;
+        from += g_pixel;
+      }
     }
-  winners.count = count;
+    for (int64_t lane = 0; lane < lanes; ++lane) winners.count[o + lane] = at[lane] - (o + lane) * s.windows;
+  }
+  bool finite = true;
+  for (int lane = 0; lane < kLanes<T>; ++lane) finite &= check[lane] == T(0);
+  winners.windows = s.windows;
   winners.finite = finite;
 }
 
@@ -183,8 +239,8 @@ constexpr int kHeld = HF_VECTOR_BYTES >= 32 ? 12 : 6;
 template <class T>
 struct WeightGradient {
   const Stage<T>& stage;
-  const Winners<T>& winners;
-  T* gradient;  // [run in whole vectors], of this output channel
+  const Winners<T> winners;  // of this output channel
+  T* gradient;               // [run in whole vectors], of this output channel
 
   template <int NV>
   __attribute__((always_inline)) inline void run(int64_t first) const {
@@ -196,7 +252,7 @@ struct WeightGradient {
       sum[j] = load(gradient + v * kLanes<T>);
       from[j] = stage.image + v / s.run_vectors * s.row + v % s.run_vectors * kLanes<T>;
     }
-    for (int64_t i = 0; i < winners.count; ++i) {
+    for (int64_t i = 0; i < *winners.count; ++i) {
       const int64_t patch = winners.patch[i];
       const T g = winners.gradient[i];
       HF_UNROLL for (int j = 0; j < NV; ++j) sum[j] += g * load(from[j] + patch);
@@ -209,8 +265,8 @@ struct WeightGradient {
 template <class T>
 struct ImageGradient {
   const Stage<T>& stage;
-  const Winners<T>& winners;
-  const T* weight;  // [run in whole vectors], of this output channel
+  const Winners<T> winners;  // of this output channel
+  const T* weight;           // [run in whole vectors], of this output channel
 
   template <int NV>
   __attribute__((always_inline)) inline void run(int64_t first) const {
@@ -222,7 +278,7 @@ struct ImageGradient {
       w[j] = load(weight + v * kLanes<T>);
       to[j] = stage.gradient + v / s.run_vectors * s.row + v % s.run_vectors * kLanes<T>;
     }
-    for (int64_t i = 0; i < winners.count; ++i) {
+    for (int64_t i = 0; i < *winners.count; ++i) {
       const int64_t patch = winners.patch[i];
       const T g = winners.gradient[i];
       HF_UNROLL for (int j = 0; j < NV; ++j) store(to[j] + patch, load(to[j] + patch) + g * w[j]);
@@ -231,7 +287,7 @@ struct ImageGradient {
   // Inf and NaN times the zeros past a run would reach pixels beside the patch.
   void exact() const {
     const Shape<T>& s = stage.shape;
-    for (int64_t i = 0; i < winners.count; ++i)
+    for (int64_t i = 0; i < *winners.count; ++i)
       for (int64_t y = 0; y < stage.layer->kernel_y; ++y)
         for (int64_t k = 0; k < s.run; ++k)
           stage.gradient[winners.patch[i] + y * s.row + k] +=
@@ -265,15 +321,16 @@ static void backward_layer(const Stage<T>& stage, const T* g, int64_t g_row, int
   if (want_image)
     for (int64_t i = 0; i < s.size; ++i) stage.gradient[i] = T(0);
   T* bias = gradient + stage.layer->out * s.vectors * kLanes<T>;
+  find_winners(winners, stage, g, g_row, g_pixel);
   for (int64_t o = 0; o < stage.layer->out; ++o) {
     const int64_t at = o * s.vectors * kLanes<T>;
-    find_winners(winners, stage, g, g_row, g_pixel, o);
+    const Winners<T> own = winners.of_channel(o);
     if (gradient) {
-      for_patch(WeightGradient<T>{stage, winners, gradient + at}, s.vectors);
-      for (int64_t i = 0; i < winners.count; ++i) bias[o] += winners.gradient[i];
+      for_patch(WeightGradient<T>{stage, own, gradient + at}, s.vectors);
+      for (int64_t i = 0; i < *own.count; ++i) bias[o] += own.gradient[i];
     }
     if (!want_image) continue;
-    const ImageGradient<T> image{stage, winners, stage.rows + at};
+    const ImageGradient<T> image{stage, own, stage.rows + at};
     if (winners.finite || s.run % kLanes<T> == 0)
       for_patch(image, s.vectors);
     else
@@ -308,24 +365,26 @@ static void backward(const ConvProblem& p, const Gradients& g, int64_t network, 
   const Stage<T>* stages = prepare<T>(p, network, true, arena);
   const int64_t top = p.num_layers - 1;
   const ConvLayer& last_layer = p.layers[top];
-  T* last = arena.take<T>(last_size<T>(p));
+  T* last = arena.take<T>(last_size<T>(p) + kPanel<T>);
+  for (int64_t i = 0; i < kPanel<T>; ++i) last[last_size<T>(p) + i] = T(0);
+  T* channel = arena.take<T>(stages[top].shape.windows);
   T* values = arena.take<T>(widest_output<T>(p) * kBlock);
   T* slopes = arena.take<T>(widest_output<T>(p) * kBlock);
-  int64_t most = 0;
-  for (int64_t l = 0; l <= top; ++l) most = max64(most, stages[l].shape.windows);
-  Winners<T> winners{arena.take<int64_t>(most), arena.take<T>(most), 0, true};
+  const int64_t most = longest_lists<T>(p);
+  Winners<T> winners{arena.take<int32_t>(most), arena.take<T>(most), arena.take<int64_t>(widest_output<T>(p)), 0, true};
 
   T* gradient = g.want_theta ? static_cast<T*>(gradient_values) : nullptr;
   if (gradient)
     for (int64_t i = 0; i < gradient_size<T>(p); ++i) gradient[i] = T(0);
   const int64_t image_size = p.layers[0].in * p.layers[0].height * p.layers[0].width;
   for (int64_t n = begin; n < end; ++n) {
-    forward_image<T, true>(p, stages, network, n, last, values, slopes);
+    forward_image<T, true>(p, stages, p.saved ? top : top + 1, network, n, last, values, slopes);
+    if (p.saved) load_last(p, stages[top], network * p.rows + n);
     const int64_t windows = stages[top].shape.windows;
     for (int64_t o = 0; o < last_layer.out; ++o) {
       const int64_t from = network * g.gy.network_stride + n * g.gy.row_stride + o * windows;
-      load_row(winners.gradient, element(g.gy.data, g.gy.type, from), g.gy.type, windows);
-      for (int64_t w = 0; w < windows; ++w) last[w * last_layer.out + o] = winners.gradient[w];
+      load_row(channel, element(g.gy.data, g.gy.type, from), g.gy.type, windows);
+      for (int64_t w = 0; w < windows; ++w) last[w * last_layer.out + o] = channel[w];
     }
     int64_t at = gradient_size<T>(p);
     for (int64_t l = top; l >= 0; --l) {

@@ -79,20 +79,35 @@ static int64_t gradient_size(const ConvProblem& p) {
   return values;
 }
 
+template <class T>
+static int64_t widest_output(const ConvProblem& p) {
+  int64_t channels = 0;
+  for (int64_t l = 0; l < p.num_layers; ++l) channels = max64(channels, Shape<T>(p.layers[l]).channels);
+  return channels;
+}
+
+template <class T>
+static int64_t longest_lists(const ConvProblem& p) {
+  int64_t most = 0;
+  for (int64_t l = 0; l < p.num_layers; ++l) most = max64(most, p.layers[l].out * Shape<T>(p.layers[l]).windows);
+  return most;
+}
+
 // The same pieces are taken by prepare() and by the functions that use it.
 template <class T>
 static int64_t workspace(const ConvProblem& p, bool backward) {
-  int64_t values = last_size<T>(p), most_channels = 0, list = 0, weights = 0;
+  constexpr int64_t index = 8 / int64_t(sizeof(T));  // an int64 in values of T
+  int64_t values = last_size<T>(p) + kPanel<T>, weights = 0, windows = 0;
   for (int64_t l = 0; l < p.num_layers; ++l) {
     const ConvLayer& layer = p.layers[l];
     const Shape<T> s(layer);
-    values += s.size + s.channels * (s.patch + 1) + s.windows * s.window * (8 / int64_t(sizeof(T)));
-    if (backward) values += layer.out * s.vectors * kLanes<T> + 2 * s.windows * s.channels + s.size;
-    most_channels = max64(most_channels, s.channels);
-    list = max64(list, s.windows);
+    values += s.size + s.channels * (s.patch + 1) + s.windows * s.window * index;
+    if (backward || p.saved) values += layer.out * s.vectors * kLanes<T> + 2 * s.windows * s.channels + s.size;
     weights = max64(weights, layer.out * s.patch);
+    windows = max64(windows, s.windows);
   }
-  values += weights + 2 * most_channels * kBlock + list * (1 + 8 / int64_t(sizeof(T)));
+  values += weights + windows + widest_output<T>(p) * kBlock;
+  if (backward || p.saved) values += widest_output<T>(p) * (kBlock + index) + 2 * longest_lists<T>(p);
   return values * int64_t(sizeof(T)) + int64_t(sizeof(Stage<T>)) * p.num_layers + 64 * (16 + 10 * p.num_layers);
 }
 
@@ -156,13 +171,6 @@ static Stage<T>* prepare(const ConvProblem& p, int64_t network, bool backward, A
     stages[i] = stage;
   }
   return stages;
-}
-
-template <class T>
-static int64_t widest_output(const ConvProblem& p) {
-  int64_t channels = 0;
-  for (int64_t l = 0; l < p.num_layers; ++l) channels = max64(channels, round_up(p.layers[l].out, kPanel<T>));
-  return channels;
 }
 
 // [channels][height][width] -> the inside of a padded, pixel-major image.

@@ -42,6 +42,7 @@ struct Call {
     p.theta = {theta.const_data_ptr(), dtype_of(theta), theta.stride(0), 0};
     p.bias = bias ? Strided{bias->const_data_ptr(), dtype_of(*bias), bias->stride(0), 0}
                   : Strided{nullptr, DType::f32, 0, 0};
+    p.saved = nullptr;
   }
   Call(const Call&) = delete;
 
@@ -66,14 +67,18 @@ struct Call {
   }
 };
 
-// y [networks, rows, *out].
+// y [networks, rows, *out], and with `save` what backward takes as `saved`; empty where there is nothing to save.
 template <class P>
-Tensor run_forward(const Call<P>& call, const Kernels<P>& kernel, const Ints& out) {
-  const P& p = call.p;
+std::tuple<Tensor, Tensor> run_forward(Call<P>& call, const Kernels<P>& kernel, const Ints& out, bool save) {
+  P& p = call.p;
+  const int64_t saved_bytes = save ? kernel.saved_bytes(p) : 0;
+  const Ints saved_shape = saved_bytes ? Ints{p.networks, p.rows, saved_bytes} : Ints{0};
+  Tensor saved = torch::stable::new_empty(call.x, saved_shape, ScalarType::Byte);
   Ints shape = {p.networks, p.rows};
   shape.insert(shape.end(), out.begin(), out.end());
   Tensor y = torch::stable::new_empty(call.x, shape);
-  if (y.numel() == 0) return y;
+  if (y.numel() == 0) return {y, saved};
+  if (saved_bytes) p.saved = saved.mutable_data_ptr();
   void* data = y.mutable_data_ptr();
   const int64_t bytes = kernel.workspace(p, false);
 
@@ -88,15 +93,16 @@ Tensor run_forward(const Call<P>& call, const Kernels<P>& kernel, const Ints& ou
       kernel.forward(p, task / parts, p.rows * part / parts, p.rows * (part + 1) / parts, data, scratch);
     }
   });
-  return y;
+  return {y, saved};
 }
 
 template <class P>
 class Backward {
  public:
-  Backward(const Call<P>& call, const Kernels<P>& kernel, const Tensor& gy_in, bool want_x, bool want_theta,
-           bool want_bias)
+  Backward(Call<P>& call, const Kernels<P>& kernel, const Tensor& gy_in, const Tensor& saved, bool want_x,
+           bool want_theta, bool want_bias)
       : call_(call), p_(call.p), kernel_(kernel), gy_(dense_rows(gy_in, call.row_dims)) {
+    if (saved.numel() > 0) call.p.saved = const_cast<void*>(saved.const_data_ptr());  // only read
     const bool want_weights = want_theta || want_bias;
     shared_x_ = want_x && call.shared();
     groups_ = std::min(p_.networks, kInputGradientGroups);

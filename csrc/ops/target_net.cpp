@@ -40,18 +40,18 @@ struct MlpCall : Call<MlpProblem> {
   }
 };
 
-Tensor mlp(const Tensor& x, const Tensor& theta, const OptionalTensor& bias, const Ints& layers,
-           const std::vector<double>& parameters) {
-  const MlpCall call(x, theta, bias, layers, parameters);
-  return run_forward(call, mlp_kernels(), {call.layers.back().out});
+std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& theta, const OptionalTensor& bias, const Ints& layers,
+                               const std::vector<double>& parameters, bool save) {
+  MlpCall call(x, theta, bias, layers, parameters);
+  return run_forward(call, mlp_kernels(), {call.layers.back().out}, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor> mlp_backward(const Tensor& gy, const Tensor& x, const Tensor& theta,
-                                                const OptionalTensor& bias, const Ints& layers,
+                                                const OptionalTensor& bias, const Tensor& saved, const Ints& layers,
                                                 const std::vector<double>& parameters, bool want_x, bool want_theta,
                                                 bool want_bias) {
-  const MlpCall call(x, theta, bias, layers, parameters);
-  return Backward(call, mlp_kernels(), gy, want_x, want_theta, want_bias).run();
+  MlpCall call(x, theta, bias, layers, parameters);
+  return Backward(call, mlp_kernels(), gy, saved, want_x, want_theta, want_bias).run();
 }
 
 // ---- CNN ----------------------------------------------------------------------------------------
@@ -89,19 +89,19 @@ struct ConvCall : Call<ConvProblem> {
   }
 };
 
-Tensor cnn(const Tensor& x, const Tensor& theta, const OptionalTensor& bias, const Ints& layers,
-           const std::vector<double>& parameters) {
-  const ConvCall call(x, theta, bias, layers, parameters);
+std::tuple<Tensor, Tensor> cnn(const Tensor& x, const Tensor& theta, const OptionalTensor& bias, const Ints& layers,
+                               const std::vector<double>& parameters, bool save) {
+  ConvCall call(x, theta, bias, layers, parameters);
   const ConvLayer& last = call.layers.back();
-  return run_forward(call, conv_kernels(), {last.out, last.out_height, last.out_width});
+  return run_forward(call, conv_kernels(), {last.out, last.out_height, last.out_width}, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor> cnn_backward(const Tensor& gy, const Tensor& x, const Tensor& theta,
-                                                const OptionalTensor& bias, const Ints& layers,
+                                                const OptionalTensor& bias, const Tensor& saved, const Ints& layers,
                                                 const std::vector<double>& parameters, bool want_x, bool want_theta,
                                                 bool want_bias) {
-  const ConvCall call(x, theta, bias, layers, parameters);
-  return Backward(call, conv_kernels(), gy, want_x, want_theta, want_bias).run();
+  ConvCall call(x, theta, bias, layers, parameters);
+  return Backward(call, conv_kernels(), gy, saved, want_x, want_theta, want_bias).run();
 }
 
 std::string cpu_isa(const std::string& force) {
@@ -113,9 +113,10 @@ std::string cpu_isas() { return available_isas(); }
 }  // namespace
 }  // namespace hyperfast
 
-#define FORWARD "(Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters) -> Tensor"
-#define BACKWARD                                                                                      \
-  "(Tensor gy, Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters, bool want_x, " \
+#define FORWARD \
+  "(Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters, bool save) -> (Tensor, Tensor)"
+#define BACKWARD                                                                                                    \
+  "(Tensor gy, Tensor x, Tensor theta, Tensor? bias, Tensor saved, int[] layers, float[] parameters, bool want_x, " \
   "bool want_theta, bool want_bias) -> (Tensor, Tensor, Tensor)"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hyperfast, m) {

@@ -2,11 +2,13 @@
 
 The raw ops `hyperfast::batched_{mlp,cnn}_{cpp,triton}` and `..._backward_...` share one signature:
 
-    x [B,N,*row] or [N,*row], theta [B,P], bias [B,O] or None (else biases lie in theta), layers, parameters
-        -> y [B,N,*out]
-    gy [B,N,*out], the same, want_x, want_theta, want_bias -> gx, gtheta, gbias (empty where not wanted)
+    x [B,N,*row] or [N,*row], theta [B,P], bias [B,O] or None (else biases lie in theta), layers, parameters, save
+        -> y [B,N,*out], saved
+    gy [B,N,*out], x, theta, bias, saved, layers, parameters, want_x, want_theta, want_bias
+        -> gx, gtheta, gbias (empty where not wanted)
 
-`layers` and `parameters` are a network as numbers; encode() and decode() are inverse to each other.
+`layers` and `parameters` are a network as numbers; encode() and decode() are inverse to each other. `saved` is a
+kernel's own: with `save`, what its backward need not recompute; a backward takes an empty one as well.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from torch import Tensor
 from ..plan import ACTIVATIONS, CNN, MLP, Activation, Conv
 from ..reference import target_net as reference
 
-SCHEMA = "(Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters) -> Tensor"
+SCHEMA = "(Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters, bool save) -> (Tensor, Tensor)"
 BACKWARD_SCHEMA = (
-    "(Tensor gy, Tensor x, Tensor theta, Tensor? bias, int[] layers, float[] parameters, bool want_x, "
+    "(Tensor gy, Tensor x, Tensor theta, Tensor? bias, Tensor saved, int[] layers, float[] parameters, bool want_x, "
     "bool want_theta, bool want_bias) -> (Tensor, Tensor, Tensor)"
 )
 KINDS = {"mlp": 1, "cnn": 3}
@@ -69,34 +71,37 @@ def evaluate(x: Tensor, theta: Tensor, bias: Tensor | None, net: MLP | CNN) -> T
 
 
 class Batched(torch.autograd.Function):
-    """apply(x, theta, bias, layers, parameters, kind, backend) -> y."""
+    """apply(x, theta, bias, layers, parameters, kind, backend, save) -> (y, saved)."""
 
     @staticmethod
-    def forward(x, theta, bias, layers, parameters, kind, chosen):
+    def forward(x, theta, bias, layers, parameters, kind, chosen, save):
         op = getattr(torch.ops.hyperfast, f"batched_{kind}_{chosen}")
-        return op(x, theta, bias, layers, parameters)
+        return op(x, theta, bias, layers, parameters, save)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, theta, bias, *ctx.spec = inputs
-        ctx.save_for_backward(x, theta, bias)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, theta, bias, *spec, _ = inputs
+        ctx.spec = spec
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, theta, bias, output[1])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor):
-        x, theta, bias = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor, _: Tensor):
+        x, theta, bias, saved = ctx.saved_tensors
         wants = tuple(ctx.needs_input_grad[:3])
-        gradients = BatchedBackward.apply(gy, x, theta, bias, *ctx.spec, *wants)
-        return *(g if want else None for g, want in zip(gradients, wants, strict=True)), *(None,) * 4
+        gradients = BatchedBackward.apply(gy, x, theta, bias, saved, *ctx.spec, *wants)
+        return *(g if want else None for g, want in zip(gradients, wants, strict=True)), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, x, theta, bias, *spec):
         size = info.batch_size
         x_dim, theta_dim, bias_dim = in_dims[:3]
+        spec = (*spec[:-1], False)  # a sample's part of `saved` would not be a tensor of its own
         row = KINDS[spec[2]]
         if theta_dim is None and bias_dim is None:  # more rows for the same networks
             x = x.movedim(x_dim, -row - 2)
-            y = Batched.apply(x.flatten(-row - 2, -row - 1), theta, bias, *spec)
-            return y.unflatten(1, (size, y.shape[1] // size)), 1
+            y, saved = Batched.apply(x.flatten(-row - 2, -row - 1), theta, bias, *spec)
+            return (y.unflatten(1, (size, y.shape[1] // size)), saved), (1, None)
         theta = _leading(theta, theta_dim, size)
         networks = theta.shape[1]
         if x_dim is not None or x.dim() == row + 2:
@@ -104,21 +109,21 @@ class Batched(torch.autograd.Function):
             x = x if x.dim() == row + 3 else x.unsqueeze(1).expand(size, networks, *x.shape[1:])
             x = x.flatten(0, 1)
         bias = None if bias is None else _leading(bias, bias_dim, size).flatten(0, 1)
-        y = Batched.apply(x, theta.flatten(0, 1), bias, *spec)
-        return y.unflatten(0, (size, networks)), 0
+        y, saved = Batched.apply(x, theta.flatten(0, 1), bias, *spec)
+        return (y.unflatten(0, (size, networks)), saved), (0, None)
 
 
 class BatchedBackward(torch.autograd.Function):
     """Gradients of Batched, themselves differentiable: fused forward, the reference behind it."""
 
     @staticmethod
-    def forward(gy, x, theta, bias, layers, parameters, kind, chosen, want_x, want_theta, want_bias):
+    def forward(gy, x, theta, bias, saved, layers, parameters, kind, chosen, want_x, want_theta, want_bias):
         op = getattr(torch.ops.hyperfast, f"batched_{kind}_backward_{chosen}")
-        return op(gy, x, theta, bias, layers, parameters, want_x, want_theta, want_bias)
+        return op(gy, x, theta, bias, saved, layers, parameters, want_x, want_theta, want_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        gy, x, theta, bias, *spec = inputs
+        gy, x, theta, bias, _, *spec = inputs
         ctx.save_for_backward(gy, x, theta, bias)
         ctx.net, ctx.wants = decode(spec[2], *spec[:2]), spec[4:]
 
@@ -139,10 +144,10 @@ class BatchedBackward(torch.autograd.Function):
         _, pullback = torch.func.vjp(gradients, gy, *inputs)[:2]
         result = list(pullback(tuple(gg[i] for i in wanted)))
         result += [None] * (4 - len(result))
-        return *result, *(None,) * 7
+        return *result, *(None,) * 8
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, gy, x, theta, bias, *spec):
+    def vmap(info: Any, in_dims: tuple, gy, x, theta, bias, saved, *spec):
         # A gradient per sample: every operand gets the sample dimension, and a shared x a gx per network.
         size = info.batch_size
         gy, x, theta, bias = (
@@ -154,7 +159,10 @@ class BatchedBackward(torch.autograd.Function):
         if shared:
             x = x.unsqueeze(1).expand(size, networks, *x.shape[1:])
         folded = (None if t is None else t.flatten(0, 1) for t in (gy, x, theta, bias))
-        gx, gtheta, gbias = (g.unflatten(0, (size, g.shape[0] // size)) for g in BatchedBackward.apply(*folded, *spec))
+        nothing = saved.new_empty(0)  # of another batch, where there is any: recomputed
+        gx, gtheta, gbias = (
+            g.unflatten(0, (size, g.shape[0] // size)) for g in BatchedBackward.apply(*folded, nothing, *spec)
+        )
         if shared and spec[4]:
             gx = gx.sum(1)
         return (gx, gtheta, gbias), (0, 0, 0)

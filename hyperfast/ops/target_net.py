@@ -5,6 +5,7 @@ How a call runs: check -> autocast -> backend -> autograd.Function (batched.py) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -195,7 +196,8 @@ def _run(op: str, x: Tensor, theta: Tensor, bias: Tensor | None, net: MLP | CNN)
     if chosen == "reference":
         return evaluate(x, theta, bias, net)
     kind = "mlp" if isinstance(net, MLP) else "cnn"
-    return Batched.apply(x, theta, bias, *encode(net), kind, chosen)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, theta, bias))
+    return Batched.apply(x, theta, bias, *encode(net), kind, chosen, save)[0]
 
 
 # ---- raw ops ----------------------------------------------------------------------------------------
@@ -217,10 +219,14 @@ def _register(kind: str, backend: str) -> None:
     """Fakes and FLOP formulas of a kind's two raw ops."""
     row = KINDS[kind]
 
-    def fake(x, theta, bias, layers, parameters):
-        return x.new_empty((theta.shape[0], x.shape[-row - 1], *_out_row(kind, x, layers, parameters)))
+    def fake(x, theta, bias, layers, parameters, save):
+        batch, out = (theta.shape[0], x.shape[-row - 1]), _out_row(kind, x, layers, parameters)
+        saves = save and (kind, backend) == ("cnn", "cpp")  # a slope and the winner's index for every output
+        slope = 8 if x.dtype == torch.float64 else 4
+        saved = x.new_empty((*batch, math.prod(out) * (slope + 1)) if saves else (0,), dtype=torch.uint8)
+        return x.new_empty((*batch, *out)), saved
 
-    def fake_backward(gy, x, theta, bias, layers, parameters, want_x, want_theta, want_bias):
+    def fake_backward(gy, x, theta, bias, saved, layers, parameters, want_x, want_theta, want_bias):
         weights = want_theta or want_bias
         gtheta = theta.new_empty((theta.shape[0] if weights else 0, theta.shape[1]))
         if bias is None:
@@ -229,10 +235,10 @@ def _register(kind: str, backend: str) -> None:
             gbias = bias.new_empty((bias.shape[0] if weights else 0, bias.shape[1]))
         return x.new_empty(tuple(x.shape) if want_x else (0,)), gtheta, gbias
 
-    def flops(x, theta, bias, layers, parameters, **_) -> int:
+    def flops(x, theta, bias, layers, parameters, *_, **__) -> int:
         return theta[0] * x[-row - 1] * _flops_per_row(kind, x, layers, parameters)
 
-    def flops_backward(gy, x, theta, bias, layers, parameters, want_x, want_theta, want_bias, **_) -> int:
+    def flops_backward(gy, x, theta, bias, saved, layers, parameters, want_x, want_theta, want_bias, **_) -> int:
         """Recomputation and the two products, without the first layer's to x where that is not wanted."""
         forward = flops(x, theta, bias, layers, parameters)
         ints = len(layers) // len(parameters)
@@ -248,14 +254,14 @@ def _register(kind: str, backend: str) -> None:
 
 
 def _define_triton(kind: str) -> None:
-    def forward(x, theta, bias, layers, parameters):
+    def forward(x, theta, bias, layers, parameters, save):
         from ..kernels import target_net as kernels
 
         with torch.cuda.device_of(x):  # Triton launches on the current device
             run = getattr(kernels, f"batched_{kind}")
-            return run(x, theta, bias, decode(kind, layers, parameters))
+            return run(x, theta, bias, decode(kind, layers, parameters)), x.new_empty(0, dtype=torch.uint8)
 
-    def backward(gy, x, theta, bias, layers, parameters, *wants):
+    def backward(gy, x, theta, bias, saved, layers, parameters, *wants):
         from ..kernels import target_net as kernels
 
         with torch.cuda.device_of(x):

@@ -6,6 +6,7 @@
 // Defines `name`; needs the templates workspace<T>, forward<T>, ... of this unit.
 #define HF_KERNEL_TABLE(P, name)                                                                                       \
   extern const Kernels<P> name = {                                                                                     \
+      [](const P& p) { return p.x.type == DType::f64 ? saved_bytes<double>(p) : saved_bytes<float>(p); },              \
       [](const P& p, bool backward) {                                                                                  \
         return p.x.type == DType::f64 ? workspace<double>(p, backward) : workspace<float>(p, backward);                \
       },                                                                                                               \
