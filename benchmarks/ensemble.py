@@ -7,17 +7,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hyperfast as hf
-from hyperfast.reference.target_net import activate, make_inputs
+from hyperfast.models import targets
+from hyperfast.reference.target_net import activate
 
 from .case import Case
 from .target_net import _weights
+from .target_net_cnn import Network, _layers, baselines, flops_per_image, make_inputs, reference_of, unfolded
+
+MEMBERS, ROWS = 64, 256
+REDUCTIONS = ("mean_prob", "votes", "entropy")
+Reduced = tuple[Tensor, ...]
 
 
-def _template() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+def cases() -> list[Case]:
+    small = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    return [
+        _case("mlp 64x256", small, (784,), _one_wide_product(small)),
+        _case(
+            "cnn deutsch 64x256", targets.deutsch_mnist(), (1, 28, 28), _one_wide_convolution(targets.deutsch_mnist())
+        ),
+    ]
 
 
-Reduced = tuple[Tensor, Tensor, Tensor]
+def _case(name: str, template: nn.Sequential, row: tuple[int, ...], careful: Network) -> Case:
+    net = hf.nn.TargetNet(template)
+
+    def ours(x: Tensor, theta: Tensor) -> Reduced:
+        r = hf.ensemble.predict(net, x, theta, REDUCTIONS)
+        return r.mean_prob, r.votes, r.entropy
+
+    def reduced(network: Network):
+        return lambda x, theta: _reduce(network(x, theta))
+
+    return Case(
+        family="ensemble",
+        name=name,
+        shape={"M": MEMBERS, "N": ROWS, "row": list(row), "P": net.num_weights},
+        inputs=lambda device: make_inputs(net, MEMBERS, (ROWS, *row), device),
+        ours=ours,
+        reference=reduced(lambda x, theta: reference_of(net, x, theta)),
+        baselines={name: reduced(network) for name, network in (baselines(template) | {"careful": careful}).items()},
+        flops=MEMBERS * ROWS * flops_per_image(net.plan, row),
+        bytes=4 * (MEMBERS * net.num_weights + ROWS * torch.Size(row).numel()),
+    )
 
 
 def _reduce(logits: Tensor) -> Reduced:
@@ -27,59 +59,31 @@ def _reduce(logits: Tensor) -> Reduced:
     return mean, votes, torch.special.entr(mean).sum(-1)
 
 
-def cases() -> list[Case]:
-    members, rows = 64, 256
-    net = hf.nn.TargetNet(_template())
-    mlp = net.plan.stages[0].mlp
+# ---- what a careful user makes of shared inputs: the first layer of all members as one ordinary layer --
 
-    def ours(x: Tensor, theta: Tensor) -> Reduced:
-        r = hf.ensemble.predict(net, x, theta, ("mean_prob", "votes", "entropy"))
-        return r.mean_prob, r.votes, r.entropy
 
-    def logits(x: Tensor, theta: Tensor) -> Tensor:
-        h = x.expand(theta.shape[0], *x.shape)
-        for weight, bias, activation in _weights(theta, mlp):
-            h = activate(activation, torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2)))
-        return h
+def _one_wide_product(template: nn.Sequential) -> Network:
+    mlp = hf.nn.TargetNet(template).plan.stages[0].mlp
 
-    def careful(x: Tensor, theta: Tensor) -> Reduced:
+    def run(x: Tensor, theta: Tensor) -> Tensor:
         (first, bias, activation), (last, last_bias, _) = _weights(theta, mlp)
-        wide = F.linear(x, first.reshape(-1, first.shape[2]), bias.reshape(-1))  # one product for all members
+        wide = F.linear(x, first.reshape(-1, first.shape[2]), bias.reshape(-1))
         h = activate(activation, wide).unflatten(1, (theta.shape[0], -1)).transpose(0, 1)
-        return _reduce(torch.baddbmm(last_bias.unsqueeze(1), h, last.transpose(1, 2)))
+        return torch.baddbmm(last_bias.unsqueeze(1), h, last.transpose(1, 2))
 
-    def loop(x: Tensor, theta: Tensor) -> Reduced:
-        layers = _weights(theta, mlp)
-        prob = votes = 0
-        for m in range(theta.shape[0]):
-            h = x
-            for weight, bias, activation in layers:
-                h = activate(activation, F.linear(h, weight[m], bias[m]))
-            prob = prob + h.softmax(-1)
-            votes = votes + F.one_hot(h.argmax(-1), h.shape[-1])
-        mean = prob / theta.shape[0]
-        return mean, votes, torch.special.entr(mean).sum(-1)
+    return run
 
-    def vmap(x: Tensor, theta: Tensor) -> Reduced:
-        template = _template().to("meta")
-        one = lambda weights: torch.func.functional_call(template, weights, (x,))
-        return _reduce(torch.func.vmap(one)(net.unflatten(theta)))
 
-    return [
-        Case(
-            family="ensemble",
-            name="mlp 64x256",
-            shape={"M": members, "N": rows, "widths": list(mlp.widths)},
-            inputs=lambda device: make_inputs(mlp, members, rows, shared=True, device=device),
-            ours=ours,
-            reference=lambda x, theta: _reduce(logits(x, theta)),
-            baselines={
-                "eager": lambda x, theta: _reduce(logits(x, theta)),
-                "careful": careful,
-                "loop": loop,
-                "vmap": vmap,
-            },
-            flops=members * rows * mlp.flops_per_row,
-            bytes=4 * (members * mlp.num_weights + rows * 784),
-        )
-    ]
+def _one_wide_convolution(template: nn.Sequential) -> Network:
+    net = hf.nn.TargetNet(template)
+    first, *_ = template
+    rest = _layers(template[1:], unfolded)
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        weights = net.unflatten(theta)
+        wide = F.conv2d(x, weights["0.weight"].flatten(0, 1), weights["0.bias"].flatten(), padding=first.padding)
+        h = wide.unflatten(1, (theta.shape[0], -1)).transpose(0, 1)
+        used = first.weight.numel() + first.bias.numel()
+        return rest(h, theta[:, used:])
+
+    return run

@@ -55,30 +55,35 @@ def reference_of(net: hf.nn.TargetNet, x: Tensor, theta: Tensor) -> Tensor:
         return net(x, theta)
 
 
-def flops_per_image(plan: Plan, image: tuple[int, int, int]) -> int:
-    """FLOPs of one image, two per multiply-add."""
+def flops_per_image(plan: Plan, image: tuple[int, ...]) -> int:
+    """FLOPs of one row of the input, two per multiply-add."""
     total = 0
     for _, stage in plan.leaves():
         cnn, mlp = getattr(stage, "cnn", None), getattr(stage, "mlp", None)
         if isinstance(cnn, CNN):
-            total += cnn.flops_per_row(*image[1:])
-            image = cnn.out_shape(*image[1:])
+            total += cnn.flops_per_row(*image[-2:])
+            image = cnn.out_shape(*image[-2:])
         elif mlp is not None:
             total += mlp.flops_per_row
     return total
 
 
-# ---- baselines: x [B,N,C,H,W], or [N,C,H,W] shared; theta [B,P] -> [B,N,O] --------------------------
+# ---- baselines: x [B,N,*row], or [N,*row] shared; theta [B,P] -> [B,N,O] --------------------------
 
 
 def baselines(template: nn.Sequential) -> dict[str, Network]:
     """What a user of PyTorch would write, from what public code does to the best that we know."""
     return {
         "eager": _layers(template, _grouped),
-        "careful": _layers(template, _unfolded),
+        "careful": _layers(template, unfolded),
         "loop": _loop(template),
         "vmap": _vmap(template),
     }
+
+
+def _is_shared(x: Tensor) -> bool:
+    """[N,I] or [N,C,H,W], not [B,N,I] or [B,N,C,H,W]."""
+    return x.dim() in (2, 4)
 
 
 def _layers(template: nn.Sequential, convolution) -> Network:
@@ -87,7 +92,7 @@ def _layers(template: nn.Sequential, convolution) -> Network:
 
     def run(x: Tensor, theta: Tensor) -> Tensor:
         weights = net.unflatten(theta)
-        if x.dim() == 4:
+        if _is_shared(x):
             x = x.expand(theta.shape[0], *x.shape)
         for name, module in template.named_children():
             weight, bias = weights.get(f"{name}.weight"), weights.get(f"{name}.bias")
@@ -118,7 +123,7 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) 
     return y.unflatten(1, (groups, -1)).transpose(0, 1)
 
 
-def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+def unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
     """Patches as columns, one batched product."""
     networks, rows, _, height, _ = x.shape
     columns = F.unfold(x.flatten(0, 1), module.kernel_size, padding=module.padding, stride=module.stride)
@@ -136,7 +141,7 @@ def _loop(template: nn.Sequential) -> Network:
 
     def run(x: Tensor, theta: Tensor) -> Tensor:
         weights = {name: value.unbind() for name, value in net.unflatten(theta).items()}
-        inputs = [x] * theta.shape[0] if x.dim() == 4 else x.unbind()
+        inputs = [x] * theta.shape[0] if _is_shared(x) else x.unbind()
         return torch.stack(
             [
                 torch.func.functional_call(shell, {name: value[b] for name, value in weights.items()}, (one,))
@@ -153,6 +158,6 @@ def _vmap(template: nn.Sequential) -> Network:
 
     def run(x: Tensor, theta: Tensor) -> Tensor:
         one = lambda x, weights: torch.func.functional_call(shell, weights, (x,))
-        return torch.func.vmap(one, in_dims=(0 if x.dim() == 5 else None, 0))(x, net.unflatten(theta))
+        return torch.func.vmap(one, in_dims=(None if _is_shared(x) else 0, 0))(x, net.unflatten(theta))
 
     return run
