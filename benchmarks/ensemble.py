@@ -12,7 +12,7 @@ from hyperfast.reference.target_net import activate
 
 from .case import Case
 from .target_net import _weights
-from .target_net_cnn import Network, _layers, baselines, flops_per_image, make_inputs, reference_of, unfolded
+from .target_net_cnn import Network, _layers, baselines, make_inputs, reference_of, unfolded
 
 MEMBERS, ROWS = 64, 256
 REDUCTIONS = ("mean_prob", "votes", "entropy")
@@ -47,7 +47,7 @@ def _case(name: str, template: nn.Sequential, row: tuple[int, ...], careful: Net
         ours=ours,
         reference=reduced(lambda x, theta: reference_of(net, x, theta)),
         baselines={name: reduced(network) for name, network in (baselines(template) | {"careful": careful}).items()},
-        flops=MEMBERS * ROWS * flops_per_image(net.plan, row),
+        flops=MEMBERS * ROWS * net.plan.flops_per_row(row),
         bytes=4 * (MEMBERS * net.num_weights + ROWS * torch.Size(row).numel()),
     )
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import hyperfast as hf
 from hyperfast.models import targets
 from hyperfast.nn.compiler import activation_of
-from hyperfast.plan import CNN, Plan
 from hyperfast.reference.target_net import activate
 
 from .case import Case
@@ -37,7 +36,7 @@ def _case(name: str, template: nn.Sequential, networks: int, rows: int, image: t
         ours=lambda x, theta: net(x, theta),
         reference=lambda x, theta: reference_of(net, x, theta),
         baselines=baselines(template),
-        flops=networks * rows * flops_per_image(net.plan, image),
+        flops=networks * rows * net.plan.flops_per_row(image),
         bytes=4 * networks * (net.num_weights + rows * (image[0] * image[1] * image[2] + 10)),
         gradient_of=(1,),
     )
@@ -53,19 +52,6 @@ def reference_of(net: hf.nn.TargetNet, x: Tensor, theta: Tensor) -> Tensor:
     """The networks on the reference backend."""
     with hf.backend("reference"):
         return net(x, theta)
-
-
-def flops_per_image(plan: Plan, image: tuple[int, ...]) -> int:
-    """FLOPs of one row of the input, two per multiply-add."""
-    total = 0
-    for _, stage in plan.leaves():
-        cnn, mlp = getattr(stage, "cnn", None), getattr(stage, "mlp", None)
-        if isinstance(cnn, CNN):
-            total += cnn.flops_per_row(*image[-2:])
-            image = cnn.out_shape(*image[-2:])
-        elif mlp is not None:
-            total += mlp.flops_per_row
-    return total
 
 
 # ---- baselines: x [B,N,*row], or [N,*row] shared; theta [B,P] -> [B,N,O] --------------------------

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from .nn.target_net import TargetNet
 from .ops.ensemble import ensemble_sums
-from .plan import MLPStage
 
 CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
 REGRESSION = ("mean", "var")
 REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
 
 Sampler = Callable[[Tensor], Tensor]
-# Bytes of theta and outputs alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.
+# Bytes of theta and of what lies between two stages, alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.
 _CHUNK_BYTES = {"cpu": 4 << 20}
 _CHUNK_BYTES_GPU = 1 << 30
 
@@ -154,10 +153,10 @@ def _labels(targets: Tensor, start: int, rows: int, batch: Tensor) -> Tensor:
 
 
 def _auto_chunk(net: TargetNet, batch: Tensor) -> int:
-    last = net.plan.stages[-1]
-    outputs = last.mlp.widths[-1] if isinstance(last, MLPStage) else batch[:1].numel()
+    """Members whose weights and largest values between two stages fit the budget together."""
+    values = batch.shape[0] * net.plan.largest_row(tuple(batch.shape[1:])) + net.num_weights
     budget = _CHUNK_BYTES.get(batch.device.type, _CHUNK_BYTES_GPU)
-    return max(1, budget // (4 * (batch.shape[0] * outputs + net.num_weights)))
+    return max(1, budget // (4 * values))
 
 
 class _Sums:

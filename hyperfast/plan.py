@@ -178,6 +178,14 @@ class Stage:
         """Values of theta that the stage reads, contiguous, in the order of the stages."""
         return 0
 
+    def out_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one row (one sample) of the output, for that of the input."""
+        return row
+
+    def flops_per_row(self, row: tuple[int, ...]) -> int:
+        """FLOPs of one row's products, two per multiply-add."""
+        return 0
+
     def describe(self) -> str:
         raise TypeError(f"{type(self).__name__} does not describe itself")
 
@@ -192,6 +200,12 @@ class MLPStage(Stage):
     @property
     def num_weights(self) -> int:
         return self.mlp.num_weights
+
+    def out_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return (*row[:-1], self.mlp.widths[-1])
+
+    def flops_per_row(self, row: tuple[int, ...]) -> int:
+        return self.mlp.flops_per_row * math.prod(row[:-1])
 
     def describe(self) -> str:
         return f"MLP {self.mlp}"
@@ -208,6 +222,12 @@ class CNNStage(Stage):
     def num_weights(self) -> int:
         return self.cnn.num_weights
 
+    def out_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return self.cnn.out_shape(*row[-2:])
+
+    def flops_per_row(self, row: tuple[int, ...]) -> int:
+        return self.cnn.flops_per_row(*row[-2:])
+
     def describe(self) -> str:
         return f"CNN {self.cnn}"
 
@@ -220,6 +240,10 @@ class PoolStage(Stage):
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+
+    def out_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        size = zip(row[-2:], self.kernel_size, self.stride, self.padding, strict=True)
+        return (*row[:-2], *((n + 2 * pad - kernel) // stride + 1 for n, kernel, stride, pad in size))
 
     def describe(self) -> str:
         return f"{self.kind}-pool {'x'.join(map(str, self.kernel_size))}"
@@ -253,6 +277,9 @@ class ActivationStage(Stage):
 class FlattenStage(Stage):
     """[..., C, H, W] -> [..., C*H*W]."""
 
+    def out_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return (math.prod(row),)
+
     def describe(self) -> str:
         return "flatten"
 
@@ -272,6 +299,9 @@ class ResidualStage(Stage):
     """y = x + f(x)."""
 
     stages: tuple[Stage, ...] = field(default=())
+
+    def flops_per_row(self, row: tuple[int, ...]) -> int:
+        return sum(stage.flops_per_row(before) for stage, before, _ in _rows(self.stages, row))
 
     @property
     def num_weights(self) -> int:
@@ -305,6 +335,14 @@ class Plan:
     def num_weights(self) -> int:
         return sum(stage.num_weights for stage in self.stages)
 
+    def flops_per_row(self, row: tuple[int, ...]) -> int:
+        """FLOPs of one row's products, two per multiply-add, for rows of this shape."""
+        return sum(stage.flops_per_row(before) for stage, before, _ in _rows(self.stages, row))
+
+    def largest_row(self, row: tuple[int, ...]) -> int:
+        """Values of one row where it is largest between two stages, its input apart."""
+        return max((math.prod(after) for _, _, after in _rows(self.stages, row)), default=math.prod(row))
+
     def leaves(self) -> Iterator[tuple[int, Stage]]:
         """(depth, stage), depth first; a Residual before the stages inside it."""
         yield from _leaves(self.stages, 0)
@@ -329,3 +367,11 @@ def _leaves(stages: tuple[Stage, ...], depth: int) -> Iterator[tuple[int, Stage]
         yield depth, stage
         if isinstance(stage, ResidualStage):
             yield from _leaves(stage.stages, depth + 1)
+
+
+def _rows(stages: tuple[Stage, ...], row: tuple[int, ...]) -> Iterator[tuple[Stage, tuple[int, ...], tuple[int, ...]]]:
+    """(stage, shape of a row before it, shape after it), in order."""
+    for stage in stages:
+        after = stage.out_row(row)
+        yield stage, row, after
+        row = after

@@ -323,6 +323,7 @@ def test_flop_counter():
         ({"x": torch.zeros(5, 3, 9)}, ValueError, r"x must have shape \[B,N,C,H,W\] or \[N,C,H,W\]; got"),
         ({"x": torch.zeros(4, 5, 3, 9, 9)}, ValueError, "x must have size 2 in dimension 0"),
         ({"x": torch.zeros(2, 5, 3, 2, 9)}, ValueError, r"x is too small for the convolution 3->4 3x3 \(identity\)"),
+        ({"padding": 1 << 15}, ValueError, r"x must have less than 2\^31 values in a padded image"),
         ({"pool": 8}, ValueError, "x is too small"),
         ({"pool": 0}, ValueError, "pool must be at least 1; got 0"),
         ({"stride": 0}, ValueError, "stride must be one or two numbers of at least 1; got 0"),

@@ -186,6 +186,9 @@ def _check_image(x: Tensor, *convs: Conv) -> None:
     for conv in convs:
         if min(conv.conv_size(*size)) < 1 or min(conv.out_size(*size)) < 1:
             raise ValueError(f"x is too small for the convolution {conv}: it gets {size} of {tuple(x.shape)}")
+        padded = [n + 2 * pad for n, pad in zip(size, conv.padding, strict=True)]
+        if conv.in_channels * padded[0] * padded[1] >= 2**31:
+            raise ValueError(f"x must have less than 2^31 values in a padded image; got {tuple(x.shape)}")
         size = conv.out_size(*size)
 
 
