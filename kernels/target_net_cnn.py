@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyperfast.backends import INTERPRETING
 from hyperfast.plan import CNN, Conv
 
-from .common import TRITON_TYPES, activate, dot_precision, dot_type, power_of_two, slope, unit_columns
+from .common import TRITON_TYPES, activate, dot_precision, dot_type, is_amd, power_of_two, slope, unit_columns
 
 # ---- configurations ---------------------------------------------------------------------------------
 
@@ -25,7 +26,8 @@ from .common import TRITON_TYPES, activate, dot_precision, dot_type, power_of_tw
 class ConvConfig:
     """Tile of a product: rows (channels) x columns (pixels or taps), k at a time. Speed not measured.
 
-    Strict float32 has no tensor cores: 8 warps, as in ProductConfig.
+    Addresses of gathered patches take registers: in 16 bits 4 warps need 254 of them on NVIDIA, 8 warps at most 128
+    with 64 columns, 254 with 128. Strict float32 spills 4 bytes on sm_80 with 128 columns or 16 at a time.
     """
 
     rows: int
@@ -36,8 +38,11 @@ class ConvConfig:
 
     @classmethod
     def for_shape(cls, rows: int, columns: int, k: int, dot: torch.dtype) -> ConvConfig:
-        warps, stages = (8, 1) if dot == torch.float32 else (4, 2)
-        return cls(min(64, power_of_two(rows)), min(64, power_of_two(columns)), min(32, power_of_two(k)), warps, stages)
+        rows, columns, k = min(64, power_of_two(rows)), power_of_two(columns), power_of_two(k)
+        if INTERPRETING:  # its cost is per operation, not per value
+            return cls(rows, min(128, columns), min(64, k), 1, 1)
+        warps = 4 if is_amd() else 8  # AMD's have 64 lanes
+        return cls(rows, min(64, columns), min(32, k), warps, 1 if dot == torch.float32 else 2)
 
 
 # ---- where pixels lie -------------------------------------------------------------------------------

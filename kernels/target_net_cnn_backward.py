@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyperfast.backends import INTERPRETING
 from hyperfast.plan import CNN, IDENTITY
 
 from .common import dot_type, unit_columns
@@ -34,6 +35,11 @@ MOST_PARTS = 16
 MOST_PART_VALUES = 1 << 24
 # The int32 that counts pixels within a part must not overflow.
 MOST_PIXELS = 1 << 30
+
+
+def config_of(rows: int, columns: int, k: int, dot: torch.dtype) -> ConvConfig:
+    """As forward, but strict float32 takes 16 at a time: with 32 some launches spill 4 to 24 bytes."""
+    return ConvConfig.for_shape(rows, columns, 16 if dot == torch.float32 and not INTERPRETING else k, dot)
 
 
 # ---- kernels -----------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def image_gradient_kernel(
     for index in range(0, BATCH):
         network = entry + index
         w_at = weight + network * w_network + c.to(tl.int64)[:, None] * (KH * KW)
-        gz_at = gz + (network * N + image) * (O * HC * WC)
+        gz_at = gz + (network * N + image) * (O * HC * WC) + bottom.to(tl.int64) * WC + right
         for start in range(0, TAPS, BK):
             k = start + tl.arange(0, BK)
             o, ty, tx = (k // (TAPS_Y * TAPS_X)).to(tl.int64), k // TAPS_X % TAPS_Y, k % TAPS_X
@@ -174,7 +180,7 @@ def image_gradient_kernel(
             w = tl.load(w_at + (o * (C * KH * KW) + ky * KW + kx)[None, :], (c[:, None] < C) & real[None, :], 0.0)
             high, wide = bottom[None, :] - ty[:, None], right[None, :] - tx[:, None]
             inside = exists[None, :] & real[:, None] & inside_image(high, wide, HC, WC)
-            g = tl.load(gz_at[None, :] + (o * (HC * WC))[:, None] + high * WC + wide, inside, 0.0)
+            g = tl.load(gz_at[None, :] + (o * (HC * WC) - ty * WC - tx)[:, None], inside, 0.0)
             acc = tl.dot(w.to(DOT), g.to(DOT), acc, input_precision=PRECISION)
     at = ((entry * N + image) * C)[None, :] * (H * W) + c.to(tl.int64)[:, None] * (H * W) + (y * W + x)[None, :]
     tl.store(gx + at, acc.to(gx.dtype.element_ty), (c[:, None] < C) & exists[None, :])
@@ -243,7 +249,7 @@ def _image_gradient(gz: Tensor, theta: Tensor, layer: Layer, gx: Tensor, dot: to
     (sy, sx), (height, width) = layer.conv.stride, layer.size
     pixels = images * triton.cdiv(height, sy) * triton.cdiv(width, sx)
     taps = layer.taps // layer.conv.in_channels * layer.conv.out_channels
-    config = ConvConfig.for_shape(layer.conv.in_channels, pixels, taps, dot)
+    config = config_of(layer.conv.in_channels, pixels, taps, dot)
     entries = networks if gx.dim() == 5 else 1
     blocks = triton.cdiv(pixels, config.columns) * triton.cdiv(layer.conv.in_channels, config.rows)
     if entries * blocks:
@@ -263,7 +269,7 @@ def _weight_gradient(
     parts = max(1, min(images, max(min(MOST_PARTS, pixels // PART_PIXELS), triton.cdiv(pixels, MOST_PIXELS))))
     part_images = triton.cdiv(images, parts)
     parts = max(1, triton.cdiv(images, part_images)) if images else 1
-    config = ConvConfig.for_shape(channels, layer.taps, PART_PIXELS, dot)
+    config = config_of(channels, layer.taps, PART_PIXELS, dot)
     tiles = triton.cdiv(channels, config.rows) * triton.cdiv(layer.taps, config.columns)
     to_bias = gtheta[:, layer.bias :] if gbias is None else gbias
     turn = max(1, MOST_PART_VALUES // (parts * (size + channels))) if parts > 1 else max(1, networks)
