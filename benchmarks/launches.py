@@ -8,10 +8,33 @@ from functools import partial
 import torch
 from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
+from hyperfast.kernels.target_net_cnn import batched_cnn
+from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
 
-from hyperfast.plan import MLP, Activation
+from hyperfast.plan import CNN, MLP, Activation, Conv
 
 Launch = tuple[str, Callable[[], object]]
+
+# Name, dtype of x, dtype of theta, torch.set_float32_matmul_precision.
+MAIN_KINDS = [
+    ("float32", torch.float32, torch.float32, "highest"),
+    ("bfloat16", torch.bfloat16, torch.bfloat16, "highest"),
+]
+MORE_KINDS = [
+    ("tf32", torch.float32, torch.float32, "high"),
+    ("float16", torch.float16, torch.float16, "highest"),
+    ("float32, theta bfloat16", torch.float32, torch.bfloat16, "highest"),
+]
+
+
+def _at(precision: str, launch: Callable[..., object], *arguments: object) -> None:
+    """Calls `launch` at a float32 precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        launch(*arguments)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def target_net(short: bool) -> Iterator[Launch]:
@@ -23,36 +46,38 @@ def target_net(short: bool) -> Iterator[Launch]:
             "784-64-10": (relu, (784, 64, 10)),
             "96-200-300": (relu, (96, 200, 300)),
         }
-    kinds = [
-        ("float32", torch.float32, torch.float32, "highest"),
-        ("bfloat16", torch.bfloat16, torch.bfloat16, "highest"),
-    ]
-    if not short:
-        kinds += [
-            ("tf32", torch.float32, torch.float32, "high"),
-            ("float16", torch.float16, torch.float16, "highest"),
-            ("float32, theta bfloat16", torch.float32, torch.bfloat16, "highest"),
-        ]
     for shape, (activation, widths) in shapes.items():
         mlp = MLP(widths, (activation,) * (len(widths) - 1), (True,) * (len(widths) - 1))
-        for kind, x_type, theta_type, precision in kinds:
+        for kind, x_type, theta_type, precision in MAIN_KINDS + ([] if short else MORE_KINDS):
             x = torch.zeros(2, 256, widths[0], dtype=x_type)
             theta = torch.zeros(2, mlp.num_weights, dtype=theta_type)
             gy = torch.zeros(2, 256, widths[-1], dtype=x_type)
+            backward = (gy, x, theta, None, mlp, True, True, False)
+            yield f"{shape} {kind}", partial(_at, precision, batched_mlp, x, theta, None, mlp)
+            yield f"{shape} {kind} backward", partial(_at, precision, batched_mlp_backward, *backward)
 
-            def launch(backward: bool, x=x, theta=theta, gy=gy, mlp=mlp, precision=precision) -> None:
-                before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(precision)
-                try:
-                    if backward:
-                        batched_mlp_backward(gy, x, theta, None, mlp, True, True, False)
-                    else:
-                        batched_mlp(x, theta, None, mlp)
-                finally:
-                    torch.set_float32_matmul_precision(before)
 
-            yield f"{shape} {kind}", partial(launch, False)
-            yield f"{shape} {kind} backward", partial(launch, True)
+def target_net_cnn(short: bool) -> Iterator[Launch]:
+    """The papers' targets; beyond them a strided run with an odd pool and tanh, of one image of shared inputs."""
+    leaky = Activation("leaky_relu", 0.01)
+    padded = [Conv(i, o, (5, 5), padding=(2, 2), activation=Activation("relu"), pool=2) for i, o in ((1, 32), (32, 16))]
+    valid = [Conv(i, o, (3, 3), bias=False, activation=leaky, pool=2) for i, o in ((3, 16), (16, 32), (32, 64))]
+    strided = [
+        Conv(3, 64, (7, 7), (2, 2), (3, 3), activation=Activation("tanh"), pool=3),
+        Conv(64, 128, (3, 3), activation=Activation("gelu")),
+    ]
+    shapes = {"deutsch": (padded, (32, 1, 28, 28))}
+    if not short:
+        shapes |= {"cifar": (valid, (32, 3, 32, 32)), "strided": (strided, (1, 3, 64, 64))}
+    for shape, (layers, size) in shapes.items():
+        cnn = CNN(tuple(layers))
+        for kind, x_type, theta_type, precision in MAIN_KINDS + ([] if short else MORE_KINDS):
+            x = torch.zeros(*(() if shape == "strided" else (2,)), *size, dtype=x_type)
+            theta = torch.zeros(2, cnn.num_weights, dtype=theta_type)
+            gy = torch.zeros(2, size[0], *cnn.out_shape(*size[2:]), dtype=x_type)
+            backward = (gy, x, theta, None, cnn, True, True, False)
+            yield f"{shape} {kind}", partial(_at, precision, batched_cnn, x, theta, None, cnn)
+            yield f"{shape} {kind} backward", partial(_at, precision, batched_cnn_backward, *backward)
 
 
 def ensemble(short: bool) -> Iterator[Launch]:
@@ -60,4 +85,4 @@ def ensemble(short: bool) -> Iterator[Launch]:
         yield f"C={classes}", partial(ensemble_sums, torch.zeros(4, 256, classes), True, True, True, True)
 
 
-FAMILIES = {"target_net": target_net, "ensemble": ensemble}
+FAMILIES = {"target_net": target_net, "target_net_cnn": target_net_cnn, "ensemble": ensemble}

@@ -78,12 +78,12 @@ class DryDriver:
 
 def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     """Runs every family's launch cases for one target and returns a row per compiled kernel."""
-    from hyperfast.kernels import ensemble, product, target_net
+    from hyperfast.kernels import ensemble, product, target_net, target_net_cnn, target_net_cnn_backward
 
     from .launches import FAMILIES
 
     triton.runtime.driver.set_active(DryDriver(target))
-    modules = (ensemble, product, target_net)
+    modules = (ensemble, product, target_net, target_net_cnn, target_net_cnn_backward)
     kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}
     for kernel in kernels.values():
         kernel.device_caches.clear()  # they hold what was compiled for another target
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     for target in options.target:
         for row in compile_cases(target, options.short):
             rows.append(row)
-            print("{target:7} {kernel:16} {case:34} {variant} regs {registers:4} spills {spill_bytes:5} shared {shared:7}"
+            print("{target:7} {kernel:22} {case:40} {variant} regs {registers:4} spills {spill_bytes:5} shared {shared:7}"
                   .format(**row), flush=True)  # fmt: skip
     if options.json:
         lines = ",\n".join(json.dumps(row) for row in rows)

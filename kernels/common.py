@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hyperfast.backends import INTERPRETING
 
@@ -36,6 +37,11 @@ def dot_precision(dtype: torch.dtype) -> str:
 def power_of_two(n: int, at_least: int = 16) -> int:
     """The next power of two; products need at least 16."""
     return max(at_least, triton.next_power_of_2(n))
+
+
+def unit_columns(t: Tensor) -> Tensor:
+    """t, or a copy where neighbours in its last dimension are not neighbours in memory."""
+    return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
 def is_amd() -> bool:

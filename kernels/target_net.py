@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyperfast.plan import IDENTITY, MLP, Activation
 
-from .common import TRITON_TYPES, activate, dot_precision, dot_type, is_amd, power_of_two, slope
+from .common import TRITON_TYPES, activate, dot_precision, dot_type, is_amd, power_of_two, slope, unit_columns
 from .product import Operand, operand, product
 
 # ---- configurations ---------------------------------------------------------------------------------
@@ -207,10 +207,6 @@ def _stretches(layers: list[_Layer]) -> Iterator[list[_Layer]]:
         yield stretch
 
 
-def _unit_columns(t: Tensor) -> Tensor:
-    return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
-
-
 def _weight(theta: Tensor, layer: _Layer) -> Operand:
     """[B, out, in], where it lies."""
     at = theta[:, layer.weight : layer.weight + layer.inputs * layer.outputs]
@@ -230,8 +226,8 @@ def batched_mlp(x: Tensor, theta: Tensor, bias: Tensor | None, mlp: MLP) -> Tens
     y = x.new_empty(networks, rows, mlp.widths[-1])
     if y.numel() == 0:
         return y
-    x, theta = _unit_columns(x), _unit_columns(theta)
-    bias = None if bias is None else _unit_columns(bias)
+    x, theta = unit_columns(x), unit_columns(theta)
+    bias = None if bias is None else unit_columns(bias)
     h = x
     layers = _layers(mlp, bias is not None)
     # Strict float32 on 16-bit weights spills 500 bytes in mlp_kernel and none in product_kernel.
@@ -305,8 +301,8 @@ def batched_mlp_backward(
     gtheta = theta.new_empty(networks if weights else 0, theta.shape[1])
     gbias = theta.new_empty(0, 0) if bias is None else bias.new_empty(networks if weights else 0, bias.shape[1])
     dot = dot_type(x.dtype, theta.dtype)
-    x, theta, gy = _unit_columns(x), _unit_columns(theta), _unit_columns(gy)
-    bias = None if bias is None else _unit_columns(bias)
+    x, theta, gy = unit_columns(x), unit_columns(theta), unit_columns(gy)
+    bias = None if bias is None else unit_columns(bias)
     layers = _layers(mlp, bias is not None)
 
     # inputs[l] and acts[l]: layer l reads acts[l](inputs[l]); inputs[l + 1] = z of layer l.

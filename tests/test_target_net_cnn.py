@@ -154,6 +154,46 @@ def test_kernels_and_windows(kernel, pool):
     check(CNN((conv,)), 2, 3, (21, 23))
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("pool", [4, 5, 6, 8, 9])
+def test_26_windows_interpreted(pool):
+    """Windows taken whole, in groups and pixel by pixel, with pixels past the last one; own bias and strides."""
+    size = (2 * pool + 1, 2 * (pool + 2) - 1)
+    check(CNN((Conv(2, 3, (3, 2), (1, 2), (1, pool), activation=TANH, pool=pool),)), 2, 2, size)
+
+
+@pytest.mark.interpreter
+def test_26_sums_in_parts_interpreted(monkeypatch):
+    """Gradients to weights and to a bias of its own, cut in parts, with networks in turns."""
+    from hyperfast.kernels import target_net_cnn_backward as kernels
+
+    monkeypatch.setattr(kernels, "PART_PIXELS", 100)
+    monkeypatch.setattr(kernels, "MOST_PART_VALUES", 1500)
+    x, weight, bias = torch.randn(3, 11, 2, 7, 7), torch.randn(3, 5, 2, 3, 3), torch.randn(3, 5)
+    results = []
+    for name in ("triton", "reference"):
+        with hf.backend(name):
+            loss = lambda x, w, c: hf.ops.batched_conv2d(x, w, c, padding=1, activation="tanh").square().sum()
+            results.append(torch.func.grad(loss, (0, 1, 2))(x, weight, bias))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=pytest.mark.interpreter), "cpp"])
+def test_winners_of_windows(backend):
+    """The first of equals, -0 and 0 among them, takes the gradient; a NaN wins, the last of them."""
+    nan = float("nan")
+    for window, winner in (([1, 2, 2, 0], 1), ([-0.0, 0, 0, -1], 0), ([-3, -2, -4, -2], 1), ([nan, 5, nan, 7], 2)):
+        x = torch.tensor(window).float().view(1, 1, 1, 2, 2).requires_grad_()
+        with hf.backend(backend):
+            y = hf.ops.batched_conv2d(x, torch.ones(1, 1, 1, 1, 1), pool=2)
+        (gx,) = torch.autograd.grad(y.sum(), x)
+        assert gx.flatten().tolist() == [float(i == winner) for i in range(4)]
+        expected = F.max_pool2d(x.detach()[0], 2)
+        assert torch.equal(y[0].isnan(), expected.isnan())
+        assert torch.equal(y[0].nan_to_num(), expected.nan_to_num())
+
+
 def test_windows_too_large_for_the_epilogue():
     x, weight = torch.randn(2, 3, 1, 24, 24), torch.randn(2, 4, 1, 3, 3)
     y = hf.ops.batched_conv2d(x, weight, padding=1, activation="relu", pool=11)

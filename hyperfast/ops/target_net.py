@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ from .checks import autocast, check_size, check_tensor, check_together
 
 backends.register("batched_mlp", "cpp", "triton")
 backends.register("batched_linear", "cpp", "triton")
-backends.register("batched_cnn", "cpp")
-backends.register("batched_conv2d", "cpp")
+backends.register("batched_cnn", "cpp", "triton")
+backends.register("batched_conv2d", "cpp", "triton")
 
 
 # ---- public -----------------------------------------------------------------------------------------
@@ -127,7 +128,8 @@ def batched_conv2d(
     Returns:
         [B,N,O,H',W'] in x's dtype; accumulated in float32 (float64 for float64).
 
-    In backward a gradient that is exactly zero adds nothing, also where it meets Inf or NaN.
+    In the C++ kernels' backward a gradient that is exactly zero adds nothing, also where it meets Inf or NaN; on
+    the other backends zero times Inf or NaN is NaN.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -256,19 +258,23 @@ def _register(kind: str, backend: str) -> None:
         register_flop_formula(getattr(torch.ops.hyperfast, name))(flops_of)
 
 
+def _launcher(name: str) -> Any:
+    """A launcher of Triton kernels by its name, imported where it is called: Triton may be missing."""
+    from ..kernels import target_net, target_net_cnn, target_net_cnn_backward
+
+    modules = {"batched_cnn": target_net_cnn, "batched_cnn_backward": target_net_cnn_backward}
+    return getattr(modules.get(name, target_net), name)
+
+
 def _define_triton(kind: str) -> None:
     def forward(x, theta, bias, layers, parameters, save):
-        from ..kernels import target_net as kernels
-
+        run = _launcher(f"batched_{kind}")
         with torch.cuda.device_of(x):  # Triton launches on the current device
-            run = getattr(kernels, f"batched_{kind}")
             return run(x, theta, bias, decode(kind, layers, parameters)), x.new_empty(0, dtype=torch.uint8)
 
     def backward(gy, x, theta, bias, saved, layers, parameters, *wants):
-        from ..kernels import target_net as kernels
-
+        run = _launcher(f"batched_{kind}_backward")
         with torch.cuda.device_of(x):
-            run = getattr(kernels, f"batched_{kind}_backward")
             return run(gy, x, theta, bias, decode(kind, layers, parameters), *wants)
 
     _library.define(f"batched_{kind}_triton" + SCHEMA)
@@ -281,5 +287,5 @@ def _define_triton(kind: str) -> None:
 for _kind in KINDS:
     if native.WHY_NOT_LOADED is None:
         _register(_kind, "cpp")
-_define_triton("mlp")
-_register("mlp", "triton")
+    _define_triton(_kind)
+    _register(_kind, "triton")
