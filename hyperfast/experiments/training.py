@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,26 +71,29 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, done: int = 0, shows: str = "") -> Iterator[Callable[..., Any]]:
-    """Yields update(done, **values) of a rich progress bar; `shows` formats the values, as "loss {loss:.2f}".
+class ProgressBar:
+    """A context manager: rich's bar over `total` steps; `shows` formats the values given, as "loss {loss:.2f}"."""
 
-    update.print(line) prints above the bar.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, what: str, total: int, done: int = 0, shows: str = "") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task(what, total=total, completed=done, shown="")
+        shown = TextColumn("{task.fields[shown]}")
+        self._bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown)
+        self._task = self._bar.add_task(what, total=total, completed=done, shown="")
+        self._shows = shows
 
-        def update(done: int, **values: float) -> None:
-            bar.update(task, completed=done, shown=shows.format(**values) if values else "")
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
 
-        update.print = bar.console.print  # type: ignore[attr-defined]
-        yield update
+    def __exit__(self, *problem: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, **values: float) -> None:
+        self._bar.update(self._task, completed=done)
+        if values:
+            self._bar.update(self._task, shown=self._shows.format(**values))
+
+    def print(self, line: str) -> None:
+        """Above the bar."""
+        self._bar.console.print(line, highlight=False)

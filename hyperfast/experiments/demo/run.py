@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from ...data import load_digits
-from ..training import progress_bar
+from ..training import ProgressBar
 from .config import Config
 from .evaluate import evaluate
 from .report import as_text, summary, write
@@ -19,11 +19,11 @@ def run(out: Path, config: Config | None = None) -> Path:
     data = load_digits()
     path = out / "checkpoint.safetensors"
     begin = time.perf_counter()
-    with progress_bar("training", config.steps, shows="cross-entropy {loss:.3f}, batch accuracy {accuracy:.1%}") as bar:
+    with ProgressBar("training", config.steps, shows="cross-entropy {loss:.3f}, batch accuracy {accuracy:.1%}") as bar:
 
         def progress(step: int, metrics: dict[str, float]) -> None:
             if step % 20 == 0 or step == config.steps:
-                bar(step, loss=metrics["cross-entropy"], accuracy=metrics["batch accuracy"])
+                bar.update(step, loss=metrics["cross-entropy"], accuracy=metrics["batch accuracy"])
 
         net, hypernetwork, steps = train(config, data, path, progress)
     seconds = time.perf_counter() - begin
