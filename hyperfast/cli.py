@@ -82,7 +82,10 @@ def _with_extras(command: str, work: Callable[[], None]) -> int:
     try:
         work()
     except ModuleNotFoundError as missing:
-        print(f"hyperfast {command} needs {missing.name}: pip install 'hyperfast[experiments]'", file=sys.stderr)
+        print(
+            f"hyperfast {command} needs {(missing.name or '').split('.')[0]}: pip install 'hyperfast[experiments]'",
+            file=sys.stderr,
+        )
         return 1
     except (ValueError, OSError) as problem:
         print(problem, file=sys.stderr)

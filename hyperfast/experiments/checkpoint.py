@@ -21,8 +21,13 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({k: t.detach().contiguous() for k, t in tensors.items()}, scratch, {"hyperfast": json.dumps(about)})
-    os.replace(scratch, path)
+    try:
+        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, scratch, {"hyperfast": json.dumps(about)})
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())  # the name must not reach the disk before the data
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

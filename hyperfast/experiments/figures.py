@@ -33,7 +33,11 @@ def save_png(drawn: Figure, path: Path) -> None:
 
 
 def accuracy_histogram(
-    member_accuracy: Tensor, ensemble_accuracy: float, bin_width: float | None = None, inputs: str = "held-out digits"
+    member_accuracy: Tensor,
+    ensemble_accuracy: float | None,
+    ensemble_name: str = "ensemble",
+    bin_width: float | None = None,
+    inputs: str = "held-out digits",
 ) -> Figure:
     """Accuracies [M] of single networks, with the ensemble's as a line. bin_width in percent; None: 30 bins."""
     percent = 100 * member_accuracy.double().cpu().numpy()
@@ -43,7 +47,8 @@ def accuracy_histogram(
         bins = [bin_width * i for i in range(first, last + 2)]
     drawn, axes = figure()
     axes.hist(percent, bins=bins, color=MANY, label="single networks")
-    axes.axvline(100 * ensemble_accuracy, color=ONE, label="ensemble")
+    if ensemble_accuracy is not None:
+        axes.axvline(100 * ensemble_accuracy, color=ONE, label=ensemble_name)
     axes.set(xlabel=f"accuracy on {inputs}, %", ylabel="networks")
     axes.legend()
     return drawn

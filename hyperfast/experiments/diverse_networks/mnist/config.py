@@ -97,13 +97,11 @@ PRESETS = {
     "paper": Config(),
     "small": Config(
         networks=16,
-        images=16,
-        steps=1_000,
-        learning_rate=1e-3,
-        validate_every=250,
+        steps=800,
+        validate_every=200,
         validation_networks=20,
         validation_images=500,
-        checkpoint_every=250,
+        checkpoint_every=100,
         evaluation=Evaluation(networks=100, ensemble_sizes=(2, 5, 10, 20, 50, 100), images=1_000),
     ),
 }

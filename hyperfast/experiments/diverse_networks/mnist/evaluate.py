@@ -148,7 +148,9 @@ def _print(rows: list[dict[str, str | int | float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(f"{value:.2%}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
