@@ -23,10 +23,10 @@ def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images [N,28,28] and labels [N], uint8: a bright bar whose place tells the class, in noise."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 10, count, dtype=np.uint8)
-    images = random.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+    images = random.integers(0, 30, (count, 28, 28), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
         row, column = 4 + 4 * (label // 2), 3 + 12 * (label % 2)
-        image[row : row + 3, column : column + 9] += 160
+        image[row : row + 3, column : column + 9] += 225
     return images, labels
 
 

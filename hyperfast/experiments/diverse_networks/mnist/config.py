@@ -97,7 +97,7 @@ PRESETS = {
     "paper": Config(),
     "small": Config(
         networks=16,
-        steps=800,
+        steps=1_200,
         validate_every=200,
         validation_networks=20,
         validation_images=500,
