@@ -110,7 +110,7 @@ def train(
         for name, columns in (("metrics", METRICS), ("validation", VALIDATION))
     )
     training, validation = training.to(device), validation[: config.validation_images].to(device)
-    shows = "cross-entropy {cross_entropy:.3f}, entropy {entropy:.0f}, batch accuracy {batch_accuracy:.1%}"
+    shows = "CE {cross_entropy:.3f}, H {entropy:.0f}, {batch_accuracy:.1%} right"
     saved = step
     with ProgressBar("training", config.steps, step, shows) as bar, stop_between_steps() as asked_to_stop:
         while step < config.steps and not asked_to_stop():
