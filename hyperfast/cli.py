@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+# Commands that experiments/commands.py reads the options of.
+_EXPERIMENTS = {
+    "train": "train an experiment of the papers (hyperfast train --help lists them)",
+    "evaluate": "accuracies and figures of an experiment's checkpoint",
+    "sample": "generate networks from a checkpoint",
+    "predict": "run an ensemble of generated networks on your data",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         from .benchmarks import run
 
         return run.main(arguments[1:])
+    if arguments[:1] and arguments[0] in _EXPERIMENTS:
+        return _with_extras(arguments[0], lambda: _experiment(arguments[0], arguments[1:]))
     options = _parser().parse_args(arguments)
     return options.run(options)
 
@@ -33,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--members", type=int, help="networks to generate")
     demo.set_defaults(run=_demo)
 
+    for name, words in _EXPERIMENTS.items():
+        commands.add_parser(name, help=words)
     commands.add_parser("bench", help="time the kernels against PyTorch (hyperfast bench --help)")
     return parser
 
@@ -46,20 +59,40 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from dataclasses import replace
+    def run_demo() -> None:
+        from dataclasses import replace
 
-    try:
         from .experiments.demo.config import Config
         from .experiments.demo.run import run
 
         given = {name: value for name in ("steps", "members") if (value := getattr(options, name)) is not None}
         run(options.out, replace(Config(), **given))
+
+    return _with_extras("demo", run_demo)
+
+
+def _experiment(command: str, arguments: list[str]) -> None:
+    from .experiments.commands import run
+
+    run(command, arguments)
+
+
+def _with_extras(command: str, work: Callable[[], None]) -> int:
+    """Runs what needs the experiments extra; what the user can mend is a message, not a traceback."""
+    try:
+        work()
     except ModuleNotFoundError as missing:
-        print(f"the demo needs {missing.name}: pip install 'hyperfast[experiments]'", file=sys.stderr)
+        print(
+            f"hyperfast {command} needs {(missing.name or '').split('.')[0]}: pip install 'hyperfast[experiments]'",
+            file=sys.stderr,
+        )
         return 1
-    except ValueError as problem:
+    except (ValueError, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -52,7 +52,7 @@ def test_resumed_training_is_bitwise_the_same(tmp_path):
 
     def stop(step, metrics):
         if next(stops) == 9:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     _, _, reached = train(Config(steps=30), data, tmp_path / "parts.safetensors", stop)
     assert reached == 10

@@ -1,5 +1,7 @@
 """Readers of the data sets, and the data that every installation carries."""
 
 from .digits import Digits, load_digits
+from .mnist import MNIST, Labelled, load_mnist
+from .root import data_root
 
-__all__ = ["Digits", "load_digits"]
+__all__ = ["MNIST", "Digits", "Labelled", "data_root", "load_digits", "load_mnist"]

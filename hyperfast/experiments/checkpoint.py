@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+
+C = TypeVar("C")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -18,8 +21,13 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({k: t.detach().contiguous() for k, t in tensors.items()}, scratch, {"hyperfast": json.dumps(about)})
-    os.replace(scratch, path)
+    try:
+        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, scratch, {"hyperfast": json.dumps(about)})
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())  # the name must not reach the disk before the data
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,13 +38,57 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             about = (file.metadata() or {}).get("hyperfast")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as problem:
+        raise FileNotFoundError(f"there is no checkpoint {path}") from problem
     except (SafetensorError, OSError) as problem:
         raise ValueError(f"{path} is not a readable safetensors checkpoint: {problem}") from problem
     if about is None:
         raise ValueError(f"{path} is a safetensors file, but not a checkpoint of hyperfast")
     return tensors, json.loads(about)
+
+
+# ---- the state of a training ------------------------------------------------------------------------
+
+
+def save_training(
+    path: Path, experiment: str, config: Any, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """A checkpoint of everything that the next step depends on; draws depend on (config.seed, step)."""
+    save(path, training_state(model, optimizer), {"experiment": experiment, "step": step, "config": plain(config)})
+
+
+def resume(
+    path: Path,
+    experiment: str,
+    config: Any,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    may_differ: Sequence[str] = (),
+) -> int:
+    """Restores model and optimizer from the checkpoint and returns its step.
+
+    may_differ: fields of the config (and those nested in them) that the steps taken so far do not depend on.
+    Raises ValueError that names the file and the differing fields where another config made it.
+    """
+    state, about = load_training(path, experiment)
+    different = differences(about["config"], plain(config), may_differ)
+    if different:
+        raise ValueError(
+            f"{path} was made by another configuration: {'; '.join(different)}. "
+            f"Use it with the configuration that made it, or write elsewhere"
+        )
+    restore(model, optimizer, state)
+    return about["step"]
+
+
+def load_training(path: Path, experiment: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(state, about) of a checkpoint of that experiment; ValueError where it is of something else."""
+    state, about = load(path)
+    if about.get("experiment") != experiment or not {"step", "config"} <= about.keys():
+        raise ValueError(
+            f"{path} is no checkpoint of {experiment}, but of {about.get('experiment') or 'no experiment'}"
+        )
+    return state, about
 
 
 def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -48,8 +100,11 @@ def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor]) -> None:
-    """The inverse of training_state."""
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    """The inverse of training_state. Raises ValueError where the model is another one."""
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    except RuntimeError as problem:
+        raise ValueError(f"the checkpoint's model is another one: {problem}") from problem
     if optimizer is None:
         return
     values: dict[int, dict[str, Tensor]] = {}
@@ -58,3 +113,43 @@ def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, sta
             _, index, name = key.split(".", 2)
             values.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# ---- configs ----------------------------------------------------------------------------------------
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], may_differ: Sequence[str] = ()) -> list[str]:
+    """ "field: A in the checkpoint, B here" for every field that differs, nested ones by their dotted names."""
+    found = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name in may_differ or (name in ours and name in theirs and ours[name] == theirs[name]):
+            continue
+        here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += [f"{name}.{inner}" for inner in differences(there, here)]
+        else:
+            found.append(f"{name}: {there} in the checkpoint, {here} here")
+    return found
+
+
+def config_from(kind: type[C], values: Mapping[str, Any], path: Path) -> C:
+    """The config dataclass that plain() made `values` of. Raises ValueError where its fields are others."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if names != set(values):
+        odd = ", ".join(sorted(names ^ set(values)))
+        raise ValueError(f"{path} was made by another version of hyperfast: its configuration differs in {odd}")
+    hints = get_type_hints(kind)
+    given = {
+        name: config_from(hints[name], value, path)
+        if is_dataclass(hints[name])
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
+    return kind(**given)

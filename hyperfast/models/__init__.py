@@ -1,5 +1,6 @@
 """The papers' hypernetworks."""
 
-from .filter_hypernetwork import FilterHypernetwork, NoiseStream
+from . import targets
+from .filter_hypernetwork import FilterHypernetwork, NoiseStream, deutsch_hypernetwork
 
-__all__ = ["FilterHypernetwork", "NoiseStream"]
+__all__ = ["FilterHypernetwork", "NoiseStream", "deutsch_hypernetwork", "targets"]

@@ -6,26 +6,29 @@ import torch
 from torch import Tensor
 
 
-def nearest_neighbor(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance from each of N >= 2 rows to its nearest other row, and that row: [N], [N] int64.
+def nearest_neighbor(theta: Tensor, p: int = 2) -> tuple[Tensor, Tensor]:
+    """Distance from each of N >= 2 rows to its nearest other row, and that row: [N], [N] int64; ties: lowest index.
 
-    theta [N,D]. Distances are taken from differences, not from a Gram matrix, so that near rows keep their digits.
+    theta [N,D]; p: 1 (sum of absolute differences) or 2 (Euclidean). Distances are taken from differences, not
+    from a Gram matrix, so that near rows keep their digits.
     """
     if theta.dim() != 2 or theta.shape[0] < 2:
         raise ValueError(f"theta must be [N,D] with at least two rows; got {tuple(theta.shape)}")
+    if p not in (1, 2):
+        raise ValueError(f"p must be 1 or 2; got {p!r}")
     with torch.no_grad():
-        squares = torch.stack([(theta - row).square().sum(1) for row in theta])
-        squares.fill_diagonal_(torch.inf)
-        index = squares.argmin(1)
-    return (theta - theta[index]).norm(dim=1), index
+        distances = torch.cdist(theta, theta, p, compute_mode="donot_use_mm_for_euclid_dist")
+        distances.fill_diagonal_(torch.inf)
+        index = distances.argmin(1)
+    return (theta - theta[index]).norm(p, dim=1), index
 
 
-def nn_entropy(theta: Tensor, dim: float | None = None, eps: float = 1e-8) -> Tensor:
+def nn_entropy(theta: Tensor, dim: float | None = None, p: int = 2, eps: float = 1e-8) -> Tensor:
     """psi(N) + dim/N * sum_i log(d_i + eps), nats up to a constant: Deutsch, appendix A.5. dim=None: D.
 
-    theta [N,D] -> scalar. Differentiable through both rows of each pair.
+    theta [N,D] -> scalar; d_i as nearest_neighbor's. Differentiable through both rows of each pair.
     """
-    distance, _ = nearest_neighbor(theta)
+    distance, _ = nearest_neighbor(theta, p)
     count, features = theta.shape
     psi = torch.digamma(torch.tensor(float(count), dtype=theta.dtype, device=theta.device))
     return psi + (features if dim is None else dim) * torch.log(distance + eps).mean()

@@ -6,8 +6,10 @@ import base64
 import html
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..figures import MANY, ONE, accuracy_by_size, accuracy_histogram
+from ..figures import figure as new_figure
 from .config import Config
 from .evaluate import Evaluation
 
@@ -55,8 +57,8 @@ def write(path: Path, config: Config, result: Evaluation, rows: list[tuple[str, 
     """Writes the page, its pictures inside it."""
     cells = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
     sections = [
-        ("Alone and together", _histogram(result), "Accuracy of every generated network on held-out digits, and of all of them as one ensemble (line)."),
-        ("How many networks", _by_size(result), "Ensemble accuracy against its size: mean and range over up to 20 disjoint ensembles."),
+        ("Alone and together", accuracy_histogram(result.member_accuracy, result.ensemble_accuracy), "Accuracy of every generated network on held-out digits, and of all of them as one ensemble (line)."),
+        ("How many networks", accuracy_by_size(result.by_size), "Ensemble accuracy against its size: mean and range over up to 20 disjoint ensembles."),
         ("Generated filters", _filters(result), "First-layer weights of the same 12 hidden units (columns) in four generated networks (rows)."),
         ("Speed", _speed(result), "Time to evaluate the whole ensemble, measured in turns in this run."),
     ]  # fmt: skip
@@ -72,37 +74,10 @@ def write(path: Path, config: Config, result: Evaluation, rows: list[tuple[str, 
     )
 
 
-def _figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _histogram(result: Evaluation) -> Figure:
-    figure, axes = _figure()
-    axes.hist(100 * result.member_accuracy.numpy(), bins=30, color="#7aa6c2", label="single networks")
-    axes.axvline(100 * result.ensemble_accuracy, color="#c0392b", label="ensemble")
-    axes.set(xlabel="accuracy on held-out digits, %", ylabel="networks")
-    axes.legend()
-    return figure
-
-
-def _by_size(result: Evaluation) -> Figure:
-    figure, axes = _figure()
-    sizes = list(result.by_size)
-    mean, low, high = ([100 * v for v in values] for values in zip(*result.by_size.values(), strict=True))
-    axes.fill_between(sizes, low, high, color="#7aa6c2", alpha=0.4, label="range")
-    axes.plot(sizes, mean, "o-", color="#c0392b", label="mean")
-    axes.set(xscale="log", xlabel="networks in the ensemble", ylabel="accuracy, %")
-    axes.legend()
-    return figure
 
 
 def _filters(result: Evaluation) -> Figure:
@@ -118,10 +93,10 @@ def _filters(result: Evaluation) -> Figure:
 
 
 def _speed(result: Evaluation) -> Figure:
-    figure, axes = _figure(height=2.0)
+    figure, axes = new_figure(height=2.0)
     names = list(result.seconds)
     times = [1e3 * result.seconds[name] for name in names]
-    bars = axes.barh(names, times, color=["#c0392b"] + ["#7aa6c2"] * (len(names) - 1))
+    bars = axes.barh(names, times, color=[ONE] + [MANY] * (len(names) - 1))
     axes.bar_label(bars, [f" {t:.1f} ms" for t in times])
     axes.set(xlabel=f"ms for {len(result.member_accuracy):,} networks on {result.inputs} images")
     axes.invert_yaxis()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ...data import load_digits
+from ..training import ProgressBar
 from .config import Config
 from .evaluate import evaluate
 from .report import as_text, summary, write
@@ -14,22 +15,15 @@ from .train import train
 
 def run(out: Path, config: Config | None = None) -> Path:
     """Runs the demo into the folder `out`, going on from a checkpoint that lies there. Returns the report's path."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     config = config or Config()
     data = load_digits()
     path = out / "checkpoint.safetensors"
     begin = time.perf_counter()
-    columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("cross-entropy {task.fields[loss]:.3f}, batch accuracy {task.fields[accuracy]:.1%}"),
-    )  # fmt: skip
-    with Progress(*columns) as bar:
-        task = bar.add_task("train", total=config.steps, loss=float("nan"), accuracy=0.0)
+    with ProgressBar("training", config.steps, shows="cross-entropy {loss:.3f}, batch accuracy {accuracy:.1%}") as bar:
 
         def progress(step: int, metrics: dict[str, float]) -> None:
             if step % 20 == 0 or step == config.steps:
-                bar.update(task, completed=step, loss=metrics["cross-entropy"], accuracy=metrics["batch accuracy"])
+                bar.update(step, loss=metrics["cross-entropy"], accuracy=metrics["batch accuracy"])
 
         net, hypernetwork, steps = train(config, data, path, progress)
     seconds = time.perf_counter() - begin

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +14,10 @@ from ...models import FilterHypernetwork
 from ...nn import TargetNet
 from ...reference.nn_entropy import nn_entropy
 from .. import checkpoint
+from ..training import generator_at, stop_between_steps
 from .config import Config
+
+NAME = "demo"
 
 
 def build(config: Config) -> tuple[TargetNet, FilterHypernetwork]:
@@ -46,35 +47,16 @@ def train(
     """
     net, hypernetwork = build(config)
     optimizer = torch.optim.Adam(hypernetwork.parameters(), config.learning_rate)
-    step = _resume(config, hypernetwork, optimizer, path)
-    generator = torch.Generator()
-    try:
-        while step < config.steps:
-            # A step's draws depend on seed and step alone, so that resumed training is the same training.
-            generator.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    step = checkpoint.resume(path, NAME, config, hypernetwork, optimizer) if path.exists() else 0
+    with stop_between_steps() as asked_to_stop:
+        while step < config.steps and not asked_to_stop():
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, 4 * (1 - step / config.steps))
-            metrics = _step(config, net, hypernetwork, optimizer, data, generator)
+            metrics = _step(config, net, hypernetwork, optimizer, data, generator_at(config.seed, step))
             step += 1
             progress(step, metrics)
-    except KeyboardInterrupt:
-        pass
-    about = {"experiment": "demo", "step": step, "config": asdict(config)}
-    checkpoint.save(path, checkpoint.training_state(hypernetwork, optimizer), about)
+    checkpoint.save_training(path, NAME, config, step, hypernetwork, optimizer)
     return net, hypernetwork.eval(), step
-
-
-def _resume(config: Config, hypernetwork: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> int:
-    if not path.exists():
-        return 0
-    state, about = checkpoint.load(path)
-    same = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    if about.get("experiment") != "demo" or about["config"] != same:
-        raise ValueError(
-            f"{path} was made by another configuration: {about.get('config')}; move it away or use it with that"
-        )
-    checkpoint.restore(hypernetwork, optimizer, state)
-    return about["step"]
 
 
 def _step(config, net, hypernetwork, optimizer, data: Digits, generator: torch.Generator) -> dict[str, float]:

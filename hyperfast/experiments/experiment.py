@@ -1,0 +1,63 @@
+"""What the command line needs of an experiment, and the registry of them all."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nn import TargetNet
+
+# name -> the module that has its EXPERIMENT. A module is imported when its experiment is asked for.
+_REGISTRY = {
+    "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint generates networks with."""
+
+    net: TargetNet
+    sampler: Callable[[Tensor], Tensor]
+    """indices [m] int64 -> theta [m,P]; member i depends on i alone, up to rounding."""
+    step: int
+    """Training steps taken."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. Its functions raise ValueError or OSError, with a message for the user, and nothing else."""
+
+    name: str
+    summary: str
+    presets: Mapping[str, Any]
+    """Configs by name; "paper" is the config dataclass's defaults."""
+    train: Callable[[Any, Path, Path | None, torch.device, bool], None]
+    """(config, folder to write to, data root, device, resume)."""
+    evaluation: Callable[[Path], Any]
+    """The settings that evaluate takes, as the checkpoint's config has them."""
+    evaluate: Callable[[Any, Path, Path, Path | None, torch.device, tuple[str, ...]], None]
+    """(settings, checkpoint, folder to write to, data root, device, names of figures)."""
+    figures: tuple[str, ...]
+    load: Callable[[Path, torch.device, int], Trained]
+    """(checkpoint, device, seed of the samples)."""
+    read_inputs: Callable[[Path], Tensor]
+    """A file of the user's -> inputs [N,...] of the networks."""
+
+
+def names() -> list[str]:
+    """Every experiment."""
+    return sorted(_REGISTRY)
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name. Raises ValueError that lists the known ones."""
+    if name not in _REGISTRY:
+        raise ValueError(f"there is no experiment {name!r}; known: {', '.join(names())}")
+    return importlib.import_module(_REGISTRY[name]).EXPERIMENT

@@ -1,0 +1,66 @@
+"""Figures that several experiments draw. matplotlib's Figure is used directly, which draws PNGs with Agg: no window, no state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MANY, ONE = "#7aa6c2", "#c0392b"  # colours: what there are many of, and what is singled out
+
+
+def figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Axes]:
+    """An empty figure of that many inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    empty = Figure(figsize=(width, height), layout="constrained")
+    return empty, empty.subplots()
+
+
+def save_png(drawn: Figure, path: Path) -> None:
+    """Writes the figure, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    drawn.savefig(scratch, format="png", dpi=130)
+    os.replace(scratch, path)
+
+
+def accuracy_histogram(
+    member_accuracy: Tensor,
+    ensemble_accuracy: float | None,
+    ensemble_name: str = "ensemble",
+    bin_width: float | None = None,
+    inputs: str = "held-out digits",
+) -> Figure:
+    """Accuracies [M] of single networks, with the ensemble's as a line. bin_width in percent; None: 30 bins."""
+    percent = 100 * member_accuracy.double().cpu().numpy()
+    bins: int | list[float] = 30
+    if bin_width is not None:
+        first, last = (int(edge // bin_width) for edge in (percent.min(), percent.max()))
+        bins = [bin_width * i for i in range(first, last + 2)]
+    drawn, axes = figure()
+    axes.hist(percent, bins=bins, color=MANY, label="single networks")
+    if ensemble_accuracy is not None:
+        axes.axvline(100 * ensemble_accuracy, color=ONE, label=ensemble_name)
+    axes.set(xlabel=f"accuracy on {inputs}, %", ylabel="networks")
+    axes.legend()
+    return drawn
+
+
+def accuracy_by_size(by_size: Mapping[int, tuple[float, float, float]]) -> Figure:
+    """{members: (mean, lowest, highest accuracy)} of ensembles, against their size."""
+    drawn, axes = figure()
+    sizes = list(by_size)
+    mean, low, high = ([100 * v for v in values] for values in zip(*by_size.values(), strict=True))
+    axes.fill_between(sizes, low, high, color=MANY, alpha=0.4, label="range")
+    axes.plot(sizes, mean, "o-", color=ONE, label="mean")
+    axes.set(xscale="log", xlabel="networks in the ensemble", ylabel="accuracy, %")
+    axes.legend()
+    return drawn

@@ -1,0 +1,99 @@
+"""What every training loop needs: draws by step, stops between steps, metrics as CSV, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """A CPU generator for one step's draws, which depend on (seed, step) alone: resumed training is the same training."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+
+
+@contextlib.contextmanager
+def stop_between_steps() -> Iterator[Callable[[], bool]]:
+    """Yields asked(): whether Ctrl-C was pressed. The loop looks between steps, where model and optimizer agree.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python takes no signals,
+    asked() is always False.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+
+    def note(number, frame) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Table:
+    """A CSV file with a column "step" and one row per call of add().
+
+    It goes on behind the rows up to `step`, and drops those that a run which was killed wrote after them.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+        self.path, self.columns = path, ("step", *columns)
+        rows = [row for row in read_table(path) if int(row["step"]) <= step] if step and path.exists() else []
+        scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(scratch, path)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([step, *(f"{values[name]:.7g}" for name in self.columns[1:])])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a CSV file; a last one that was cut short is dropped."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+class ProgressBar:
+    """A context manager: rich's bar over `total` steps; `shows` formats the values given, as "loss {loss:.2f}"."""
+
+    def __init__(self, what: str, total: int, done: int = 0, shows: str = "") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        shown = TextColumn("{task.fields[shown]}")
+        self._bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown)
+        self._task = self._bar.add_task(what, total=total, completed=done, shown="")
+        self._shows = shows
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, **values: float) -> None:
+        self._bar.update(self._task, completed=done)
+        if values:
+            self._bar.update(self._task, shown=self._shows.format(**values))
+
+    def print(self, line: str) -> None:
+        """Above the bar."""
+        self._bar.console.print(line, highlight=False)
