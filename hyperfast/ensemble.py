@@ -1,4 +1,4 @@
-"""Large ensembles of networks of one architecture, on shared inputs, in memory that does not grow with them."""
+"""Large ensembles of networks of one architecture: trained at once, and evaluated in memory that does not grow with them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ensemble_train import train
 from .nn.target_net import TargetNet
 from .ops.ensemble import ensemble_sums
 from .plan import MLPStage
@@ -16,6 +17,8 @@ from .plan import MLPStage
 CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
 REGRESSION = ("mean", "var")
 REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
+
+__all__ = ["REDUCTIONS", "Prediction", "predict", "train"]
 
 Sampler = Callable[[Tensor], Tensor]
 # Bytes of theta and outputs alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.
