@@ -10,6 +10,7 @@ from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
 from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
+from hyperfast.kernels.target_net_dropout import dropout
 
 from hyperfast.plan import CNN, MLP, Activation, Conv
 
@@ -85,4 +86,18 @@ def ensemble(short: bool) -> Iterator[Launch]:
         yield f"C={classes}", partial(ensemble_sums, torch.zeros(4, 256, classes), True, True, True, True)
 
 
-FAMILIES = {"target_net": target_net, "target_net_cnn": target_net_cnn, "ensemble": ensemble}
+def target_net_dropout(short: bool) -> Iterator[Launch]:
+    seed = torch.zeros(1, dtype=torch.int64)
+    for features in (64,) if short else (3, 64, 3136):
+        for dtype in (torch.float32,) if short else (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.zeros(1, 2, 128, features, dtype=dtype)
+            case = f"H={features} {str(dtype).removeprefix('torch.')}"
+            yield case, partial(dropout, x, seed, 1, 1 << 31, 2.0)
+
+
+FAMILIES = {
+    "target_net": target_net,
+    "target_net_cnn": target_net_cnn,
+    "target_net_dropout": target_net_dropout,
+    "ensemble": ensemble,
+}

@@ -78,12 +78,19 @@ class DryDriver:
 
 def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     """Runs every family's launch cases for one target and returns a row per compiled kernel."""
-    from hyperfast.kernels import ensemble, product, target_net, target_net_cnn, target_net_cnn_backward
+    from hyperfast.kernels import (
+        ensemble,
+        product,
+        target_net,
+        target_net_cnn,
+        target_net_cnn_backward,
+        target_net_dropout,
+    )
 
     from .launches import FAMILIES
 
     triton.runtime.driver.set_active(DryDriver(target))
-    modules = (ensemble, product, target_net, target_net_cnn, target_net_cnn_backward)
+    modules = (ensemble, product, target_net, target_net_cnn, target_net_cnn_backward, target_net_dropout)
     kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}
     for kernel in kernels.values():
         kernel.device_caches.clear()  # they hold what was compiled for another target

@@ -140,11 +140,18 @@ def _smoke_ensemble(device: str) -> torch.Tensor:
     return prob
 
 
+def _smoke_dropout(device: str) -> torch.Tensor:
+    from .ops.target_net_dropout import dropout
+
+    return dropout(torch.ones(2, 5, 7, device=device), 0.3, torch.tensor([11], device=device))
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
     "batched_cnn": _smoke_cnn,
     "batched_conv2d": _smoke_conv2d,
+    "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
 }
 

@@ -1,4 +1,4 @@
-"""Large ensembles of networks of one architecture, on shared inputs, in memory that does not grow with them."""
+"""Large ensembles of networks of one architecture: trained at once, and evaluated in memory that does not grow with them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ensemble_train import train
 from .nn.target_net import TargetNet
 from .ops.ensemble import ensemble_sums
 
 CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
 REGRESSION = ("mean", "var")
 REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
+
+__all__ = ["REDUCTIONS", "Prediction", "predict", "train"]
 
 Sampler = Callable[[Tensor], Tensor]
 # Bytes of theta and of what lies between two stages, alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.

@@ -286,9 +286,10 @@ class FlattenStage(Stage):
 
 @dataclass(frozen=True)
 class DropoutStage(Stage):
-    """Elementwise dropout, in training only."""
+    """Elementwise dropout, in training only; its masks are never stored."""
 
     p: float
+    served_by = "dropout"
 
     def describe(self) -> str:
         return f"dropout {self.p:g}"

@@ -165,3 +165,17 @@ def slope(z, ACT: tl.constexpr, PARAM: tl.constexpr):
     elif ACT == SIN:
         d = _cos(z)
     return d
+
+
+# ---- random words -----------------------------------------------------------------------------------
+
+
+@triton.jit
+def philox_words(key, first, c1, c2, c3, COUNTERS: tl.constexpr):
+    """[R, 4 * COUNTERS] uint32: in row r the words of the counters (first + i, c1[r], c2[r], c3) by key[r], in order."""
+    c0 = (first + tl.arange(0, COUNTERS)).to(tl.uint32)[None, :] + tl.zeros_like(key).to(tl.uint32)[:, None]
+    like = tl.zeros_like(c0)
+    w0, w1, w2, w3 = tl.philox(
+        key[:, None], c0, like + c1.to(tl.uint32)[:, None], like + c2.to(tl.uint32)[:, None], like + c3.to(tl.uint32)
+    )
+    return tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(c0.shape[0], 4 * COUNTERS)

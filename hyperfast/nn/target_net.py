@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import check_size, check_tensor
 from ..ops.target_net import run_cnn, run_mlp
+from ..ops.target_net_dropout import dropout, new_seed
 from ..plan import (
     ActivationStage,
     CNNStage,
@@ -49,6 +50,7 @@ class TargetNet(nn.Module):
         self._norm_names = [s.names[0] for _, s in self.plan.leaves() if isinstance(s, NormStage)]
         for name in self._norm_names:
             self.norms[_key(name)] = copy.deepcopy(template.get_submodule(name))
+        self.has_dropout = any(isinstance(stage, DropoutStage) for _, stage in self.plan.leaves())
         self._input = _input_rank(self.plan.stages)
 
     # ---- the layout of theta --------------------------------------------------------------------
@@ -87,21 +89,32 @@ class TargetNet(nn.Module):
 
     # ---- evaluation -----------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, theta: Tensor, shared: bool | None = None, stats: Statistics | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        theta: Tensor,
+        shared: bool | None = None,
+        stats: Statistics | None = None,
+        *,
+        seed: Tensor | None = None,
+    ) -> Tensor:
         """y [B,N,...] for x [B,N,...] (own inputs) or [N,...] (shared by all networks) and theta [B,P].
 
         shared=None infers from x's rank where the first layer fixes it (Linear, Conv2d). stats: from
         statistics(), used in place of those of x. Raises ValueError or TypeError that names the argument.
+
+        In training, Dropout layers drop features of every network and row by themselves, also of a shared x. seed,
+        [1] int64 on x's device, fixes their masks; without it a fresh one is drawn from torch's default generator.
         """
-        return self._evaluate(x, theta, shared, stats, None)
+        return self._evaluate(x, theta, shared, stats, None, seed)
 
     def statistics(self, theta: Tensor, x: Tensor, shared: bool | None = None) -> Statistics:
         """PerTargetNorm statistics of each network on x: {layer: (mean, biased variance)}, each [B,1,features]."""
         collected: Statistics = {}
-        self._evaluate(x, theta, shared, None, collected)
+        self._evaluate(x, theta, shared, None, collected, None)
         return collected
 
-    def _evaluate(self, x, theta, shared, stats, collect) -> Tensor:
+    def _evaluate(self, x, theta, shared, stats, collect, seed) -> Tensor:
         self._check_theta(theta)
         shared = self._is_shared(x, shared)
         if not shared and x.shape[0] != theta.shape[0]:
@@ -110,7 +123,11 @@ class TargetNet(nn.Module):
             )
         if stats is not None and set(stats) != set(self._norm_names):
             raise ValueError(f"stats must have the layers {self._norm_names}; got {list(stats)}")
-        run = _Run(self, shared, self._pieces(theta), theta.shape[0], stats, collect)
+        if not (self.training and self.has_dropout):
+            seed = None
+        elif seed is None:
+            seed = new_seed(x.device)
+        run = _Run(self, shared, self._pieces(theta), theta.shape[0], stats, collect, seed)
         y = run.stages(self.plan.stages, x)
         return y.expand(theta.shape[0], *y.shape) if run.shared else y
 
@@ -164,11 +181,15 @@ def _input_rank(stages: tuple[Stage, ...]) -> tuple[str, int] | None:
 
 
 class _Run:
-    """One evaluation of a plan. `shared` turns False at the first stage with weights."""
+    """One evaluation of a plan. `shared` turns False at the first stage that tells networks apart."""
 
-    def __init__(self, net: TargetNet, shared: bool, pieces: Iterator[Tensor], networks: int, stats, collect) -> None:
+    def __init__(
+        self, net: TargetNet, shared: bool, pieces: Iterator[Tensor], networks: int, stats, collect, seed
+    ) -> None:
         self.net, self.shared, self.pieces, self.networks = net, shared, pieces, networks
         self.stats, self.collect = stats, collect
+        self.seed: Tensor | None = seed
+        self.dropouts = 0  # so far: the layer of the next one's masks
 
     def stages(self, stages: tuple[Stage, ...], x: Tensor) -> Tensor:
         for stage in stages:
@@ -194,7 +215,7 @@ class _Run:
             case FlattenStage():
                 return x.flatten(1 if self.shared else 2)
             case DropoutStage():
-                return F.dropout(x, stage.p, self.net.training)
+                return self.dropout(stage, x)
         raise TypeError(f"no evaluation for {type(stage).__name__}")
 
     def norm(self, stage: NormStage, x: Tensor) -> Tensor:
@@ -204,6 +225,14 @@ class _Run:
         if self.collect is not None:
             self.collect[name] = tuple(s.expand(self.networks, 1, stage.features) for s in stats)
         return activate(stage.activation, norm(x, stats))
+
+    def dropout(self, stage: DropoutStage, x: Tensor) -> Tensor:
+        if self.seed is None:
+            return x
+        if self.shared:
+            x, self.shared = x.expand(self.networks, *x.shape), False
+        self.dropouts += 1
+        return dropout(x, stage.p, self.seed, self.dropouts - 1)
 
     def pool(self, stage: PoolStage, x: Tensor) -> Tensor:
         pool = F.max_pool2d if stage.kind == "max" else F.avg_pool2d
