@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hyperfast as hf
-from hyperfast.models import targets
+from hyperfast.models import deutsch_hypernetwork, targets
 from hyperfast.reference.target_net import activate
 
+from . import ensemble_train
 from .case import Case
 from .target_net import _weights
 from .target_net_cnn import Network, _layers, baselines, make_inputs, reference_of, unfolded
@@ -21,11 +24,12 @@ Reduced = tuple[Tensor, ...]
 
 def cases() -> list[Case]:
     small = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    cnn = targets.deutsch_mnist()
     return [
         _case("mlp 64x256", small, (784,), _one_wide_product(small)),
-        _case(
-            "cnn deutsch 64x256", targets.deutsch_mnist(), (1, 28, 28), _one_wide_convolution(targets.deutsch_mnist())
-        ),
+        _case("cnn deutsch 64x256", cnn, (1, 28, 28), _one_wide_convolution(cnn)),
+        _generated(),
+        ensemble_train.case(32),
     ]
 
 
@@ -49,6 +53,57 @@ def _case(name: str, template: nn.Sequential, row: tuple[int, ...], careful: Net
         baselines={name: reduced(network) for name, network in (baselines(template) | {"careful": careful}).items()},
         flops=MEMBERS * ROWS * net.plan.flops_per_row(row),
         bytes=4 * (MEMBERS * net.num_weights + ROWS * torch.Size(row).numel()),
+    )
+
+
+def _generated() -> Case:
+    """Generation and inference together: noise -> Deutsch's hypernetwork -> 64 networks -> their ensemble."""
+    template = targets.deutsch_mnist()
+    net = hf.nn.TargetNet(template)
+    torch.manual_seed(0)
+    single = deutsch_hypernetwork(net).requires_grad_(False)
+    for module in single.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = 1.0
+    single(torch.rand(256, single.noise_size) * 2 - 1)  # batch norm's statistics, without which all weights are tiny
+    single.eval()
+    generators = {torch.float32: single, torch.float64: copy.deepcopy(single).double()}
+
+    def generate(z: Tensor) -> Tensor:
+        return generators[z.dtype].to(z.device)(z)
+
+    def ours(x: Tensor, z: Tensor) -> Reduced:
+        r = hf.ensemble.predict(net, x, (lambda indices: generate(z[indices.to(z.device)]), MEMBERS), REDUCTIONS)
+        return r.mean_prob, r.votes, r.entropy
+
+    def generated(network: Network):
+        return lambda x, z: _reduce(network(x, generate(z)))
+
+    def inputs(device: torch.device) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(ROWS, 1, 28, 28, generator=generator)
+        z = torch.rand(MEMBERS, single.noise_size, generator=generator) * 2 - 1
+        return x.to(device), z.to(device)
+
+    layers = [m for m in single.modules() if isinstance(m, nn.Linear)]
+    per_code = sum(
+        2 * count * sum(m.weight.numel() for m in generator if isinstance(m, nn.Linear))
+        for count, generator in zip(single.filters, single.generators, strict=True)
+    )
+    extractor = sum(2 * m.weight.numel() for m in single.extractor if isinstance(m, nn.Linear))
+    forward = ROWS * net.plan.flops_per_row((1, 28, 28))
+    return Case(
+        family="ensemble",
+        name="generated cnn deutsch 64x256",
+        shape={"M": MEMBERS, "N": ROWS, "row": [1, 28, 28], "P": net.num_weights},
+        inputs=inputs,
+        ours=ours,
+        reference=generated(lambda x, theta: reference_of(net, x, theta)),
+        baselines={name: generated(network) for name, network in baselines(template).items()},
+        flops=MEMBERS * (forward + per_code + extractor),
+        bytes=4
+        * (MEMBERS * (net.num_weights + single.noise_size) + ROWS * 784 + sum(m.weight.numel() for m in layers)),
+        compiled=(),
     )
 
 

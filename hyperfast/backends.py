@@ -116,11 +116,12 @@ def select(op: str, device: str, *dtypes: torch.dtype) -> str:
         if reason is None:
             return candidate
         reasons.append(reason)
-    _warn_once(f"{op} on {device} ({', '.join(str(t).removeprefix('torch.') for t in dtypes)}): {'; '.join(reasons)}")
+    # Not a decorator of _warn_once: that would import torch._dynamo, a second of every `import hyperfast`.
+    warn = torch.compiler.disable(_warn_once)
+    warn(f"{op} on {device} ({', '.join(str(t).removeprefix('torch.') for t in dtypes)}): {'; '.join(reasons)}")
     return "reference"
 
 
-@torch.compiler.disable
 def _warn_once(case: str) -> None:
     if case not in _warned:
         _warned.add(case)
