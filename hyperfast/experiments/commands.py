@@ -24,8 +24,6 @@ from .training import ProgressBar
 RUNS = Path("runs")
 _SAMPLES_AT_ONCE = 256
 _IMAGES_AT_ONCE = 512
-# Without a kernel a network's activations all lie in memory: on GPUs few members at a time.
-_MEMBERS_AT_ONCE_GPU = 16
 
 
 def train(arguments: list[str]) -> None:
@@ -125,7 +123,7 @@ def predict(arguments: list[str]) -> None:
     with ProgressBar("predicting", options.members * len(batches)) as bar:
         r = ensemble.predict(
             trained.net, batches, (trained.sampler, options.members), reduce,
-            chunk="auto" if device.type == "cpu" else _MEMBERS_AT_ONCE_GPU, progress=lambda done, total: bar.update(done),
+            progress=lambda done, total: bar.update(done),
         )  # fmt: skip
     _write_arrays(options.out, {name: getattr(r, name).cpu() for name in reduce})
     print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")

@@ -23,7 +23,7 @@ METRICS = ("loss", "cross_entropy", "entropy", "batch_accuracy", "learning_rate"
 VALIDATION = ("loss", "cross_entropy", "entropy", "accuracy")
 CHECKPOINT = "checkpoint.safetensors"
 STATISTICS_MOMENTUM = 0.02  # 1 - decay
-# Networks and images evaluated at once: a convolution without a kernel of its own keeps all its activations.
+# Networks and images evaluated at once: they bound what lies between two stages.
 NETWORKS_AT_ONCE, IMAGES_AT_ONCE = 16, 512
 
 
