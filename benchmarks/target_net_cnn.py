@@ -60,7 +60,7 @@ def reference_of(net: hf.nn.TargetNet, x: Tensor, theta: Tensor) -> Tensor:
 def baselines(template: nn.Sequential) -> dict[str, Network]:
     """What a user of PyTorch would write, from what public code does to the best that we know."""
     return {
-        "eager": _layers(template, _grouped),
+        "eager": _layers(template, grouped),
         "careful": _layers(template, unfolded),
         "loop": _loop(template),
         "vmap": _vmap(template),
@@ -99,7 +99,7 @@ def _layers(template: nn.Sequential, convolution) -> Network:
     return run
 
 
-def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
     """One convolution with a group per network."""
     groups = weight.shape[0]
     y = F.conv2d(
