@@ -27,7 +27,7 @@ class ConvConfig:
     """Tile of a product: rows (channels) x columns (pixels or taps), k at a time. Speed not measured.
 
     Addresses of gathered patches take registers: in 16 bits 4 warps need 254 of them on NVIDIA, 8 warps at most 128
-    with 64 columns, 254 with 128. Strict float32 spills 4 bytes on sm_80 with 128 columns or 16 at a time.
+    with 64 columns, 254 with 128. Larger tiles than these spill with Triton 3.6 or 3.8 on one target or another.
     """
 
     rows: int
@@ -41,8 +41,12 @@ class ConvConfig:
         rows, columns, k = min(64, power_of_two(rows)), power_of_two(columns), power_of_two(k)
         if INTERPRETING:  # its cost is per operation, not per value
             return cls(rows, min(128, columns), min(64, k), 1, 1)
-        warps = 4 if is_amd() else 8  # AMD's have 64 lanes
-        return cls(rows, min(64, columns), min(32, k), warps, 1 if dot == torch.float32 else 2)
+        stages = 1 if dot == torch.float32 else 2
+        if is_amd():  # its warps have 64 lanes
+            return cls(rows, min(64, columns), min(16, k), 4, stages)
+        if dot == torch.float32:
+            return cls(min(32, rows), min(64, columns), min(32, k), 4, stages)
+        return cls(rows, min(64, columns), min(32, k), 8, stages)
 
 
 # ---- where pixels lie -------------------------------------------------------------------------------

@@ -375,3 +375,14 @@ def test_errors_name_the_argument(change, error, words):
     arguments = {"x": torch.zeros(2, 5, 3), "theta": torch.zeros(2, 26), "widths": (3, 4, 2), "activation": "relu"}
     with pytest.raises(error, match=words):
         hf.ops.batched_mlp(**(arguments | change))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_04_long_sums_are_as_accurate_as_eager(shared):
+    mlp = mlp_of((1024, 8), last="identity")
+    x, theta = make_inputs(mlp, 8, 64, shared=shared, seed=1)
+    x = x.abs()
+    exact = run_mlp(x.double(), theta.double(), mlp)
+    weight, bias = theta[:, : 8 * 1024].view(8, 8, 1024), theta[:, 8 * 1024 :]
+    eager = torch.baddbmm(bias[:, None], x.expand(8, -1, -1), weight.mT)
+    assert error(run_mlp(x, theta, mlp), exact) <= 1.5 * error(eager, exact)

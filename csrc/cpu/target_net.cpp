@@ -155,7 +155,7 @@ struct LayerForward {
     const T* a[MR];
     HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = input.data + (row + i) * input.row_stride;
     const int64_t panel_size = layer.in * kPanel<T>;
-    multiply<1>(c, a, packed.weight + panel * panel_size, panel_size, layer.in, input.chunk, input.jump);
+    multiply_long(c, a, packed.weight + panel * panel_size, panel_size, layer.in, input.chunk, input.jump);
     HF_UNROLL for (int p = 0; p < NP; ++p) {
       T* to = output + (panel + p) * kPanelStride<T> + row * kPanel<T>;
       HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < kRegs; ++j)
@@ -230,7 +230,7 @@ struct InputGradient {
     const T* a[MR];
     HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = gz + (row + i) * kPanel<T>;
     const int64_t panel_size = layer.out * kPanel<T>;
-    multiply<1>(c, a, packed.transposed + panel * panel_size, panel_size, layer.out, kPanel<T>, kPanelStride<T>);
+    multiply_long(c, a, packed.transposed + panel * panel_size, panel_size, layer.out, kPanel<T>, kPanelStride<T>);
     HF_UNROLL for (int p = 0; p < NP; ++p) {
       const int64_t at = (panel + p) * kPanelStride<T> + row * kPanel<T>;
       HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < kRegs; ++j) {

@@ -4,15 +4,17 @@
 // Images lie pixel-major, [y][x][channels], with their zero padding. A kernel row of a pixel's patch is then one
 // run of kw * channels neighbouring values, and the micro-kernel of common/product.h reads it as it is: rows are
 // pixels, lanes are output channels. Pixels come in the order of the pooling windows, so that a window's values
-// are neighbours, too.
+// are neighbours, too. Layers with 3 or 5 taps a row, stride 1 and an even pool take two pixels at a time with fewer
+// products: target_net_cnn_winograd.h. Whole-number weights and blocks with Inf or NaN do not.
 //
 // Backward goes through the windows' winners only: a list of (pixel, gradient) for every output channel. Both
 // products run along a patch's runs, a quarter of the dense work for 2 x 2 pooling. A gradient that is exactly
 // zero adds nothing, also where it meets Inf or NaN.
 //
-// Per pixel of a convolution, FLOPs: 2 * in * out * kh * kw forward; backward recomputes them for all layers but the
-// last, whose slopes and winners forward can save (5 bytes an output), and each of its two products takes that
-// divided by pool^2. Bytes of main memory: x, theta once and y; gy, gx and gtheta.
+// Per pixel of a convolution, FLOPs: 2 * in * out * kh * kw forward (3/5 of it with 5 taps by Winograd, 2/3 with 3,
+// plus transforms); backward recomputes them for all layers but the last, whose slopes and winners forward can save (5
+// bytes an output), and each of its two products takes that divided by pool^2. Bytes of main memory: x, theta once and
+// y; gy, gx and gtheta.
 #include "common/table.h"
 #include "target_net_cnn_forward.h"
 

@@ -1,10 +1,10 @@
-// What the batched CNN keeps of a layer: its geometry, packed weights, images. See target_net_cnn.cpp.
+// What the batched CNN keeps of a layer, its geometry and its products. See target_net_cnn.cpp.
 #pragma once
 
 #include "../target_net.h"
 #include "common/activation.h"
 #include "common/arena.h"
-#include "common/panels.h"
+#include "common/product.h"
 
 namespace hyperfast {
 namespace HF_ISA {
@@ -15,6 +15,33 @@ template <class T>
 using Index = typename VecOf<T>::integer;
 template <class T>
 using IndexValue = typename VecOf<T>::integer_value;
+
+// Winograd's form of a layer's input (target_net_cnn_winograd.h): images of one frequency each, a pixel for every two
+// outputs side by side.
+struct Pairs {
+  int64_t frequencies = 0;   // 0: the layer does not take this form
+  int64_t per_row = 0;       // pairs
+  int64_t rows = 0;          // of the padded image that are read
+  int64_t row = 0;           // values per row of one frequency
+  int64_t plane = 0;         // values per frequency, with slack for a vector that writes past the last pixel
+  int64_t patch = 0;         // values per patch, one column wide
+  int64_t rows_at_once = 0;  // as Shape's; shorter sums, because the transforms have errors of their own
+};
+
+template <class T>
+HF_INLINE Pairs pairs_of(const ConvLayer& l) {
+  Pairs p;
+  // With few channels the transforms cost what they save. float64 is for checking gradients, in plain sums.
+  if (sizeof(T) != 4 || (l.kernel_x != 3 && l.kernel_x != 5) || l.stride_x != 1 || l.pool % 2 || l.in < 8) return p;
+  p.frequencies = l.kernel_x + 1;
+  p.per_row = l.out_width * l.pool / 2;
+  p.rows = (l.out_height * l.pool - 1) * l.stride_y + l.kernel_y;
+  p.row = p.per_row * l.in;
+  p.plane = p.rows * p.row + kPanel<T>;
+  p.patch = l.kernel_y * l.in;
+  p.rows_at_once = max64(1, 32 / l.in);
+  return p;
+}
 
 // What follows from a layer: sizes of its image in memory, of its patches and windows.
 template <class T>
@@ -27,8 +54,9 @@ struct Shape {
   int64_t rows_at_once;          // kernel rows whose products are summed apart from the others'
   int64_t run_vectors, vectors;  // vectors that cover a run, and all runs of a patch
   int64_t windows, window;       // windows per image, pixels per window
-  int64_t block;                 // windows per block: their pixels fill a panel
+  int64_t blocks;                // of nearly as many windows each, whose pixels fit into a panel
   int64_t channels;              // output channels, padded to whole panels
+  Pairs pairs;
 
   explicit Shape(const ConvLayer& l)
       : pixel(l.in),
@@ -41,8 +69,12 @@ struct Shape {
         vectors(l.kernel_y * run_vectors),
         windows(l.out_height * l.out_width),
         window(l.pool * l.pool),
-        block(kBlock / window),
-        channels(round_up(l.out, kPanel<T>)) {}
+        blocks((windows + kBlock / window - 1) / (kBlock / window)),
+        channels(round_up(l.out, kPanel<T>)),
+        pairs(pairs_of<T>(l)) {}
+
+  // Values per block that Winograd's products take.
+  int64_t products() const { return pairs.frequencies * kPanelsAtOnce * kPanelStride<T> / 2; }
 
   // Where pixel (y, x) of the image, without its padding, lies.
   int64_t at(const ConvLayer& l, int64_t y, int64_t x) const { return (y + l.pad_y) * row + (x + l.pad_x) * pixel; }
@@ -61,6 +93,10 @@ struct Stage {
   T* slope;               // [window][padded out], of the window's winner; backward only
   IndexValue<T>* winner;  // [window][padded out], pixel of the window; backward only
   T* gradient;            // padded, of the image; backward only
+  T* filters;             // [frequency][out panel][kernel row][in][lanes]; null: plain sums
+  T* planes;              // [frequency][row][pair of the row][in]
+  T* products;            // [frequency][panels at once][pair of a block][lanes]
+  int64_t* pairs;         // [window][pair of the window]: where a patch begins in a plane
 };
 
 template <class T>
@@ -102,90 +138,40 @@ static int64_t workspace(const ConvProblem& p, bool backward) {
     const ConvLayer& layer = p.layers[l];
     const Shape<T> s(layer);
     values += s.size + s.channels * (s.patch + 1) + s.windows * s.window * index;
+    values += s.pairs.frequencies * (s.channels * s.pairs.patch + s.pairs.plane) + s.products();
+    if (s.pairs.frequencies) values += s.windows * s.window / 2 * index;
     if (backward || p.saved) values += layer.out * s.vectors * kLanes<T> + 2 * s.windows * s.channels + s.size;
     weights = max64(weights, layer.out * s.patch);
     windows = max64(windows, s.windows);
   }
   values += weights + windows + widest_output<T>(p) * kBlock;
   if (backward || p.saved) values += widest_output<T>(p) * (kBlock + index) + 2 * longest_lists<T>(p);
-  return values * int64_t(sizeof(T)) + int64_t(sizeof(Stage<T>)) * p.num_layers + 64 * (16 + 10 * p.num_layers);
+  return values * int64_t(sizeof(T)) + int64_t(sizeof(Stage<T>)) * p.num_layers + 64 * (16 + 14 * p.num_layers);
 }
 
-// ---- weights and images -------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
-template <class T>
-static void pack(Stage<T>& stage, const ConvProblem& p, int64_t network, T* scratch, bool backward, Arena& arena) {
-  const ConvLayer& l = *stage.layer;
-  const Shape<T>& s = stage.shape;
-  const int64_t row = network * p.theta.network_stride;
-  const T* w =
-      row_in_place(element(p.theta.data, p.theta.type, row + l.weight), p.theta.type, scratch, l.out * s.patch);
-  stage.weight = arena.take<T>(s.channels * s.patch);
-  stage.bias = arena.take<T>(s.channels);
-  stage.rows = backward ? arena.take<T>(l.out * s.vectors * kLanes<T>) : nullptr;
-  for (int64_t i = 0; i < s.channels * s.patch; ++i) stage.weight[i] = T(0);
-  if (backward)
-    for (int64_t i = 0; i < l.out * s.vectors * kLanes<T>; ++i) stage.rows[i] = T(0);
-  const T scale = argument_scale<T>(l.activation);
-  for (int64_t o = 0; o < l.out; ++o)
-    for (int64_t c = 0; c < l.in; ++c)
-      for (int64_t y = 0; y < l.kernel_y; ++y)
-        for (int64_t x = 0; x < l.kernel_x; ++x, ++w) {
-          const int64_t k = y * s.run + x * l.in + c;
-          stage.weight[o / kPanel<T> * s.patch * kPanel<T> + k * kPanel<T> + o % kPanel<T>] = *w * scale;
-          if (backward) stage.rows[(o * s.vectors + y * s.run_vectors) * kLanes<T> + x * l.in + c] = *w;
-        }
-  for (int64_t i = 0; i < s.channels; ++i) stage.bias[i] = T(0);
-  if (l.bias >= 0) {
-    const Strided& from = p.bias.data ? p.bias : p.theta;
-    load_row(stage.bias, element(from.data, from.type, network * from.network_stride + l.bias), from.type, l.out);
-    for (int64_t i = 0; i < l.out; ++i) stage.bias[i] *= scale;
-  }
-}
-
-template <class T>
-static Stage<T>* prepare(const ConvProblem& p, int64_t network, bool backward, Arena& arena) {
-  Stage<T>* stages = arena.take<Stage<T>>(p.num_layers);
-  int64_t weights = 0;
-  for (int64_t l = 0; l < p.num_layers; ++l) weights = max64(weights, p.layers[l].out * Shape<T>(p.layers[l]).patch);
-  T* scratch = arena.take<T>(weights);
-  for (int64_t i = 0; i < p.num_layers; ++i) {
-    const ConvLayer& l = p.layers[i];
-    const Shape<T> s(l);
-    Stage<T> stage{&l, s, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-    pack(stage, p, network, scratch, backward, arena);
-    stage.image = arena.take<T>(s.size);
-    for (int64_t k = 0; k < s.size; ++k) stage.image[k] = T(0);
-    stage.patches = arena.take<int64_t>(s.windows * s.window);
-    int64_t* to = stage.patches;
-    for (int64_t wy = 0; wy < l.out_height; ++wy)
-      for (int64_t wx = 0; wx < l.out_width; ++wx)
-        for (int64_t y = wy * l.pool; y < (wy + 1) * l.pool; ++y)
-          for (int64_t x = wx * l.pool; x < (wx + 1) * l.pool; ++x)
-            *to++ = y * l.stride_y * s.row + x * l.stride_x * s.pixel;
-    if (backward) {
-      stage.slope = arena.take<T>(s.windows * s.channels);
-      stage.winner = arena.take<IndexValue<T>>(s.windows * s.channels);
-      stage.gradient = arena.take<T>(s.size);
+// Outputs of MR patches and NP panels: bias (null: 0) plus the products of kernel_y runs each, a `row` apart, those of
+// `rows_at_once` runs summed apart from the others'. `to`: panels `to_stride` apart.
+template <int MR, int NP, class T>
+HF_INLINE void multiply_patch(T* to, int64_t to_stride, const T* bias, const T* (&a)[MR], const T* weight,
+                              int64_t panel_size, int64_t kernel_y, int64_t rows_at_once, int64_t run, int64_t row) {
+  Tile<T, MR, NP> c = {};
+  if (bias) HF_UNROLL for (int p = 0; p < NP; ++p) HF_UNROLL for (int j = 0; j < kRegs; ++j) {
+      const Vec<T> start = load(bias + p * kPanel<T> + j * kLanes<T>);
+      HF_UNROLL for (int i = 0; i < MR; ++i) c.v[i][p * kRegs + j] = start;
     }
-    stages[i] = stage;
+  for (int64_t y = 0; y < kernel_y; y += rows_at_once) {
+    const int64_t length = min64(rows_at_once, kernel_y - y) * run;
+    Tile<T, MR, NP> more = {};
+    multiply<1>(more, a, weight, panel_size, length, run, row);
+    HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] += more.v[i][j];
+    HF_UNROLL for (int i = 0; i < MR; ++i) a[i] += rows_at_once * row;
+    weight += length * kPanel<T>;
   }
-  return stages;
-}
-
-// [channels][height][width] -> the inside of a padded, pixel-major image.
-template <class T>
-static void load_image(const Stage<T>& stage, const void* from, DType type) {
-  const ConvLayer& l = *stage.layer;
-  T values[64];
-  for (int64_t c = 0; c < l.in; ++c)
-    for (int64_t y = 0; y < l.height; ++y)
-      for (int64_t x = 0; x < l.width; x += 64) {
-        const int64_t n = min64(64, l.width - x);
-        load_row(values, element(from, type, (c * l.height + y) * l.width + x), type, n);
-        T* to = stage.image + stage.shape.at(l, y, x) + c;
-        for (int64_t i = 0; i < n; ++i) to[i * l.in] = values[i];
-      }
+  HF_UNROLL for (int p = 0; p < NP; ++p) HF_UNROLL for (int i = 0; i < MR; ++i)
+      HF_UNROLL for (int j = 0; j < kRegs; ++j)
+          store(to + p * to_stride + i * kPanel<T> + j * kLanes<T>, c.v[i][p * kRegs + j]);
 }
 
 }  // namespace HF_ISA

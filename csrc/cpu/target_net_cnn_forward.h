@@ -1,8 +1,7 @@
 // Forward of the batched CNN. See target_net_cnn.cpp.
 #pragma once
 
-#include "common/product.h"
-#include "target_net_cnn.h"
+#include "target_net_cnn_prepare.h"
 
 namespace hyperfast {
 namespace HF_ISA {
@@ -12,38 +11,31 @@ struct ConvForward {
   const Stage<T>& stage;
   const int64_t* patches;  // of the block's pixels
   T* output;               // panels
-  T* slope;                // panels, or null
-  int64_t pixels;
 
   template <int MR, int NP>
   __attribute__((always_inline)) inline void run(int64_t pixel, int64_t panel) const {
     const Shape<T>& s = stage.shape;
-    T* to = output + panel * kPanelStride<T> + pixel * kPanel<T>;
     const T* a[MR];
     HF_UNROLL for (int i = 0; i < MR; ++i) a[i] = stage.image + patches[pixel + i];
     const int64_t panel_size = s.patch * kPanel<T>;
-    const T* weight = stage.weight + panel * panel_size;
-    for (int64_t y = 0; y < stage.layer->kernel_y; y += s.rows_at_once) {
-      const int64_t length = min64(s.rows_at_once, stage.layer->kernel_y - y) * s.run;
-      Tile<T, MR, NP> c = {};
-      multiply<1>(c, a, weight, panel_size, length, s.run, s.row);
-      HF_UNROLL for (int p = 0; p < NP; ++p) HF_UNROLL for (int j = 0; j < kRegs; ++j) {
-        const Vec<T> bias = load(stage.bias + (panel + p) * kPanel<T> + j * kLanes<T>);
-        HF_UNROLL for (int i = 0; i < MR; ++i) {
-          T* at = to + p * kPanelStride<T> + i * kPanel<T> + j * kLanes<T>;
-          store(at, c.v[i][p * kRegs + j] + (y ? load(at) : bias));
-        }
-      }
-      HF_UNROLL for (int i = 0; i < MR; ++i) a[i] += s.rows_at_once * s.row;
-      weight += length * kPanel<T>;
-    }
+    multiply_patch<MR, NP>(output + panel * kPanelStride<T> + pixel * kPanel<T>, kPanelStride<T>,
+                           stage.bias + panel * kPanel<T>, a, stage.weight + panel * panel_size, panel_size,
+                           stage.layer->kernel_y, s.rows_at_once, s.run, s.row);
   }
-  void finish(int64_t panel, int64_t panels) const {
-    for (int64_t p = panel; p < panel + panels; ++p)
-      activate(stage.layer->activation, T(stage.layer->parameter), output + p * kPanelStride<T>,
-               slope ? slope + p * kPanelStride<T> : nullptr, pixels * kPanel<T>);
-  }
+  void finish(int64_t, int64_t) const {}
 };
+
+// A block of windows before activation, into panels.
+template <class T>
+static void multiply_block(const Stage<T>& stage, int64_t first_window, int64_t count, T* values) {
+  const Shape<T>& s = stage.shape;
+  if (stage.filters && with_taps(stage, [&](auto taps) {
+        return multiply_pairs<T, decltype(taps)>(stage, first_window, count, values);
+      }))
+    return;
+  for_tiles(ConvForward<T>{stage, stage.patches + first_window * s.window, values}, s.channels / kPanel<T>,
+            count * s.window);
+}
 
 template <class T>
 HF_INLINE void store_lanes(T* to, Vec<T> v, int64_t lanes) {
@@ -83,11 +75,14 @@ static void forward_layer(const Stage<T>& stage, const Stage<T>* next, T* last, 
   const ConvLayer& l = *stage.layer;
   const Shape<T>& s = stage.shape;
   T* slope_panels = BACKWARD && l.activation != Activation::identity ? slopes : nullptr;
-  for (int64_t first = 0; first < s.windows; first += s.block) {
-    const int64_t count = min64(s.block, s.windows - first);
+  if (stage.filters) with_taps(stage, [&](auto taps) { transform_image<T, decltype(taps)>(stage); });
+  for (int64_t block = 0; block < s.blocks; ++block) {
+    const int64_t first = s.windows * block / s.blocks, count = s.windows * (block + 1) / s.blocks - first;
     const int64_t pixels = count * s.window;
-    for_tiles(ConvForward<T>{stage, stage.patches + first * s.window, values, slope_panels, pixels},
-              s.channels / kPanel<T>, pixels);
+    multiply_block(stage, first, count, values);
+    for (int64_t p = 0; p < s.channels / kPanel<T>; ++p)
+      activate(l.activation, T(l.parameter), values + p * kPanelStride<T>,
+               slope_panels ? slope_panels + p * kPanelStride<T> : nullptr, pixels * kPanel<T>);
     for (int64_t w = first; w < first + count; ++w) {
       const int64_t y = w / l.out_width, x = w % l.out_width;
       T* to = next ? next->image + next->shape.at(*next->layer, y, x) : last + w * l.out;
