@@ -46,7 +46,7 @@ static int64_t workspace(const MlpProblem& p, bool backward) {
   int64_t packed = 0, transposed = 0, hidden = padded<T>(p.layers[0].in), largest = 0;
   for (int64_t l = 0; l < p.num_layers; ++l) {
     const Layer& layer = p.layers[l];
-    packed += padded<T>(layer.out) * (layer.in + 1);
+    packed += padded<T>(layer.out) * (layer.in + 1);  // a narrow layer takes less
     transposed += padded<T>(layer.in) * layer.out;
     hidden += 2 * padded<T>(layer.out);
     largest = max64(largest, layer.in * layer.out);
@@ -61,20 +61,29 @@ static int64_t workspace(const MlpProblem& p, bool backward) {
 
 template <class T>
 struct PackedLayer {
-  const T* weight;      // [out panel][in][lanes]
+  const T* weight;      // [out panel][in][lanes]; narrow: [in panel][out][lanes]
   const T* transposed;  // [in panel][out][lanes], backward only
   const T* bias;        // [padded out], zero where the layer has none
 };
 
+// A layer with a few outputs, in whose product most lanes would idle: lanes are inputs instead, and are summed. The
+// first layer's input may lie in rows.
+constexpr int64_t kNarrow = 4;
+static bool is_narrow(const MlpProblem& p, int64_t l) {
+  return l > 0 && p.layers[l].out <= kNarrow && p.layers[l].in >= 32;
+}
+
 template <class T>
-static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer& layer, int64_t network,
-                       bool transposed, T* scratch, Arena& arena) {
+static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, int64_t l, int64_t network, bool transposed,
+                       T* scratch, Arena& arena) {
   const Strided& theta = p.theta;
+  const Layer& layer = p.layers[l];
   const int64_t row = network * theta.network_stride;
   const T* w =
       row_in_place(element(theta.data, theta.type, row + layer.weight), theta.type, scratch, layer.in * layer.out);
   T* weight = arena.take<T>(padded<T>(layer.out) * layer.in);
-  pack_transposed(weight, w, layer.out, layer.in);
+  const bool narrow = is_narrow(p, l);
+  narrow ? pack_rows(weight, w, layer.out, layer.in) : pack_transposed(weight, w, layer.out, layer.in);
   T* other = nullptr;
   if (transposed) {
     other = arena.take<T>(padded<T>(layer.in) * layer.out);
@@ -88,7 +97,8 @@ static void pack_layer(PackedLayer<T>* packed, const MlpProblem& p, const Layer&
   }
   const T scale = argument_scale<T>(layer.activation);
   if (scale != T(1)) {
-    for (int64_t i = 0; i < padded<T>(layer.out) * layer.in; ++i) weight[i] *= scale;
+    const int64_t size = narrow ? layer.out * padded<T>(layer.in) : padded<T>(layer.out) * layer.in;
+    for (int64_t i = 0; i < size; ++i) weight[i] *= scale;
     for (int64_t i = 0; i < padded<T>(layer.out); ++i) bias[i] *= scale;
   }
   *packed = {weight, other, bias};
@@ -170,8 +180,52 @@ struct LayerForward {
 };
 
 template <class T>
-static void forward_layer(const Layer& layer, const PackedLayer<T>& packed, Rows<T> input, T* output, T* slope,
-                          int64_t rows, Ahead& ahead) {
+HF_INLINE T sum_of_lanes(Vec<T> v) {
+  typedef T Quad __attribute__((vector_size(4 * sizeof(T))));
+  if constexpr (kLanes<T> < 4) return v[0] + v[1];
+  Quad parts[kLanes<T> < 4 ? 1 : kLanes<T> / 4];
+  __builtin_memcpy(parts, &v, sizeof(v));
+  Quad sum = parts[0];
+  for (int i = 1; i < kLanes<T> / 4; ++i) sum += parts[i];
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// A narrow layer before activation. Lanes past its inputs hold what an activation made of nothing: they are left out.
+template <class T, int OUT>
+static void narrow_products(const Layer& layer, const PackedLayer<T>& packed, const T* input, T* output, int64_t rows) {
+  typedef typename VecOf<T>::integer Mask;
+  Mask mask[kRegs];  // of the last panel
+  for (int j = 0; j < kRegs; ++j)
+    for (int i = 0; i < kLanes<T>; ++i) mask[j][i] = -((layer.in - 1) % kPanel<T> >= j * kLanes<T> + i);
+  const int64_t last = (layer.in - 1) / kPanel<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<T> sum[OUT] = {};
+    const T* h = input + r * kPanel<T>;
+    const T* w = packed.weight;
+    for (int64_t p = 0; p < last; ++p, h += kPanelStride<T>)
+      HF_UNROLL for (int o = 0; o < OUT; ++o, w += kPanel<T>) HF_UNROLL for (int j = 0; j < kPanel<T>; j += kLanes<T>)
+          sum[o] += load(h + j) * load(w + j);
+    HF_UNROLL for (int o = 0; o < OUT; ++o, w += kPanel<T>) HF_UNROLL for (int j = 0; j < kRegs; ++j) sum[o] +=
+        (Vec<T>)((Mask)load(h + j * kLanes<T>) & mask[j]) * load(w + j * kLanes<T>);
+    T* to = output + r * kPanel<T>;
+    HF_UNROLL for (int j = 0; j < kPanel<T>; j += kLanes<T>) store(to + j, Vec<T>{});
+    HF_UNROLL for (int o = 0; o < OUT; ++o) to[o] = packed.bias[o] + sum_of_lanes<T>(sum[o]);
+  }
+}
+
+template <class T>
+static void forward_layer(const MlpProblem& p, int64_t l, const PackedLayer<T>& packed, Rows<T> input, T* output,
+                          T* slope, int64_t rows, Ahead& ahead) {
+  const Layer& layer = p.layers[l];
+  if (is_narrow(p, l)) {
+    switch (layer.out) {
+      case 1: narrow_products<T, 1>(layer, packed, input.data, output, rows); break;
+      case 2: narrow_products<T, 2>(layer, packed, input.data, output, rows); break;
+      case 3: narrow_products<T, 3>(layer, packed, input.data, output, rows); break;
+      case 4: narrow_products<T, 4>(layer, packed, input.data, output, rows); break;
+    }
+    return activate(layer.activation, T(layer.parameter), output, slope, rows * kPanel<T>);
+  }
   for_tiles(LayerForward<T>{layer, packed, input, output, slope, rows, ahead}, padded<T>(layer.out) / kPanel<T>, rows);
 }
 
@@ -182,7 +236,7 @@ static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t
   for (int64_t l = 0; l < p.num_layers; ++l) largest = max64(largest, p.layers[l].in * p.layers[l].out);
   T* converted = arena.take<T>(largest);
   PackedLayer<T>* packed = arena.take<PackedLayer<T>>(p.num_layers);
-  for (int64_t l = 0; l < p.num_layers; ++l) pack_layer(packed + l, p, p.layers[l], network, false, converted, arena);
+  for (int64_t l = 0; l < p.num_layers; ++l) pack_layer(packed + l, p, l, network, false, converted, arena);
 
   const int64_t in = p.layers[0].in, out = p.layers[p.num_layers - 1].out;
   const int64_t width = padded<T>(widest(p));
@@ -203,7 +257,7 @@ static void forward(const MlpProblem& p, int64_t network, int64_t begin, int64_t
     T* from = pong;
     T* to = ping;
     for (int64_t l = 0; l < p.num_layers; ++l) {
-      forward_layer<T>(p.layers[l], packed[l], input, to, nullptr, rows, ahead);
+      forward_layer<T>(p, l, packed[l], input, to, nullptr, rows, ahead);
       input = in_panels<T>(to);
       T* swap = from;
       from = to;
@@ -307,7 +361,7 @@ static void backward(const MlpProblem& p, const Gradients& g, int64_t network, i
   slope[0] = nullptr;
   for (int64_t l = 0; l < layers; ++l) {
     const Layer& layer = p.layers[l];
-    pack_layer(packed + l, p, layer, network, l > 0 || g.gx, converted, arena);
+    pack_layer(packed + l, p, l, network, l > 0 || g.gx, converted, arena);
     h[l + 1] = arena.take<T>(padded<T>(layer.out) * kBlock);
     slope[l + 1] = layer.activation == Activation::identity ? nullptr : arena.take<T>(padded<T>(layer.out) * kBlock);
   }
@@ -324,7 +378,7 @@ static void backward(const MlpProblem& p, const Gradients& g, int64_t network, i
     rows_to_panels(h[0], element(p.x.data, p.x.type, network * p.x.network_stride + r * p.x.row_stride), p.x.type,
                    p.x.row_stride, rows, in);
     for (int64_t l = 0; l < layers; ++l)
-      forward_layer<T>(p.layers[l], packed[l], in_panels<T>(h[l]), h[l + 1], slope[l + 1], rows, ahead);
+      forward_layer<T>(p, l, packed[l], in_panels<T>(h[l]), h[l + 1], slope[l + 1], rows, ahead);
 
     rows_to_panels(gz, element(g.gy.data, g.gy.type, network * g.gy.network_stride + r * g.gy.row_stride), g.gy.type,
                    g.gy.row_stride, rows, out);
