@@ -7,11 +7,14 @@ from functools import partial
 
 import torch
 from hyperfast.kernels.ensemble import ensemble_sums
+from hyperfast.kernels.gauge import gauge, gauge_backward
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
 from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
 from hyperfast.kernels.target_net_dropout import dropout
 
+from hyperfast.models import targets
+from hyperfast.nn import TargetNet
 from hyperfast.plan import CNN, MLP, Activation, Conv
 
 Launch = tuple[str, Callable[[], object]]
@@ -95,9 +98,29 @@ def target_net_dropout(short: bool) -> Iterator[Launch]:
             yield case, partial(dropout, x, seed, 1, 1 << 31, 2.0)
 
 
+def fix_gauge(short: bool) -> Iterator[Launch]:
+    """The papers' targets, and wide layers without biases of which none stays in one tile."""
+    wide = torch.nn.Sequential(
+        *(torch.nn.Linear(i, o, bias=False) for i, o in ((3000, 300), (300, 2500), (2500, 1)))
+    )  # fmt: skip
+    templates = {"deutsch": targets.deutsch_mnist()}
+    if not short:
+        templates |= {"hypergan mnist": targets.hypergan_mnist(), "wide": wide}
+    for shape, template in templates.items():
+        plan = TargetNet(template).plan
+        rows = plan.gauge.rows(logits=True)
+        for dtype in (torch.float32,) if short else (torch.float32, torch.bfloat16, torch.float16):
+            theta = torch.zeros(2, plan.num_weights, dtype=dtype)
+            scales = torch.zeros(2, sum(row.filters for row in rows))
+            case = f"{shape} {str(dtype).removeprefix('torch.')}"
+            yield case, partial(gauge, theta, rows)
+            yield f"{case} backward", partial(gauge_backward, theta, theta, scales, rows)
+
+
 FAMILIES = {
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
     "ensemble": ensemble,
+    "gauge": fix_gauge,
 }

@@ -28,7 +28,7 @@ import hyperfast as hf
 
 from .case import Case, Implementation
 
-FAMILIES = ("target_net", "ensemble")
+FAMILIES = ("target_net", "ensemble", "gauge")
 RESULTS = Path(__file__).parent / "results"
 # Below this, another process disturbs a machine whose product reaches 115 to 190 GFLOP/s: not to be quoted.
 QUIET_GFLOPS = 100

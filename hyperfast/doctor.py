@@ -146,6 +146,16 @@ def _smoke_dropout(device: str) -> torch.Tensor:
     return dropout(torch.ones(2, 5, 7, device=device), 0.3, torch.tensor([11], device=device))
 
 
+def _smoke_gauge(device: str) -> torch.Tensor:
+    from .nn import TargetNet
+    from .ops import fix_gauge
+    from .reference.gauge import make_inputs
+
+    template = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    net = TargetNet(template)
+    return fix_gauge(make_inputs(net.num_weights, 3, device=device), net)
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
@@ -153,6 +163,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_conv2d": _smoke_conv2d,
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
+    "fix_gauge": _smoke_gauge,
 }
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .plan_gauge import Gauge
+
 # The order is shared with csrc/target_net.h: an activation travels to the kernels as its index.
 ACTIVATIONS = (
     "identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "cos", "sin",
@@ -327,10 +329,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The fused stages that will run, and the layout of theta. str(plan) is a readable table."""
+    """The fused stages that will run, the layout of theta, and its gauge. str(plan) is a readable table."""
 
     stages: tuple[Stage, ...]
     layout: tuple[Entry, ...]
+    gauge: Gauge
 
     @property
     def num_weights(self) -> int:
@@ -360,7 +363,7 @@ class Plan:
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([*lines, f"{self.num_weights:,} weights per network"])
+        return "\n".join([*lines, f"{self.num_weights:,} weights per network", str(self.gauge)])
 
 
 def _leaves(stages: tuple[Stage, ...], depth: int) -> Iterator[tuple[int, Stage]]:

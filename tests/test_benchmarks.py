@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hyperfast.benchmarks import ensemble, report, run, target_net
+from hyperfast.benchmarks import ensemble, gauge, report, run, target_net
 from hyperfast.benchmarks.case import Case
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_rows_and_tables(tmp_path):
     assert "target_net/tiny" in report.table(rows)
 
 
-@pytest.mark.parametrize("case", [*target_net.cases(), *ensemble.cases()], ids=lambda case: case.title)
+@pytest.mark.parametrize("case", [*target_net.cases(), *ensemble.cases(), *gauge.cases()], ids=lambda case: case.title)
 def test_every_case_passes_its_gate(case):
     """Every implementation, too: a baseline that computes something else would be a straw man."""
     run.gate(case, CPU)

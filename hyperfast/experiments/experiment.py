@@ -16,6 +16,7 @@ from ..nn import TargetNet
 # name -> the module that has its EXPERIMENT. A module is imported when its experiment is asked for.
 _REGISTRY = {
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
+    "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
 }
 
 

@@ -27,6 +27,7 @@ from ..plan import (
     ResidualStage,
     Stage,
 )
+from .gauge_compiler import gauge_of
 from .layers import Cos, PerTargetNorm, Residual, Sin
 
 SUPPORTED = (
@@ -46,7 +47,8 @@ def compile_template(template: nn.Sequential) -> Plan:
     if not isinstance(template, nn.Sequential) or isinstance(template, Residual):
         raise TypeError(f"template must be an nn.Sequential; got {type(template).__name__}")
     layout = _layout(template)
-    return Plan(_stages(list(_flat(template))), layout)
+    stages = _stages(list(_flat(template)))
+    return Plan(stages, layout, gauge_of(stages, layout))
 
 
 def activation_of(module: nn.Module) -> Activation | None:

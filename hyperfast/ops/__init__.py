@@ -1,5 +1,6 @@
 """The public functions. Each checks its input once, chooses a backend and differentiates; none does maths."""
 
+from .gauge import fix_gauge
 from .target_net import batched_conv2d, batched_linear, batched_mlp
 
-__all__ = ["batched_conv2d", "batched_linear", "batched_mlp"]
+__all__ = ["batched_conv2d", "batched_linear", "batched_mlp", "fix_gauge"]

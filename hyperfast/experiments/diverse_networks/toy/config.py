@@ -1,0 +1,62 @@
+"""The settings of diverse_networks/toy; the defaults are those of the paper's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+NAME = "diverse_networks/toy"
+# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
+MAY_DIFFER = ("steps", "log_every", "checkpoint_every", "evaluation")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of the path."""
+
+    points: int = 400
+    """Values of z, equally spaced in [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise ValueError(f"config.evaluation.points must be at least 2; got {self.points}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """loss = -mean f(y) - diversity_weight * H + norm_weight * mean |y|^2."""
+
+    diversity_weight: float = 2.2
+    """Of the entropy; the paper's lambda weighs accuracy instead."""
+    norm_weight: float = 0.05
+    """Of the mean squared norm of the points."""
+    points: int = 5
+    """Points generated in a step."""
+    steps: int = 100_000
+    """Training steps in all. Neither paper nor code says how many: here the learning rate is down to 1.8 %."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the first step."""
+    learning_rate_decay: float = 0.99996
+    """Factor of the learning rate at each step."""
+    log_every: int = 100
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 10_000
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial weights and noise."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        least = {"points": 2, "log_every": 1, "checkpoint_every": 1, "steps": 0, "seed": 0}
+        for name, value in least.items():  # a nearest neighbour needs two points
+            if getattr(self, name) < value:
+                raise ValueError(f"config.{name} must be at least {value}; got {getattr(self, name)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        return self.learning_rate * self.learning_rate_decay**step
+
+
+PRESETS = {
+    "paper": Config(),
+    # The rate falls as far, in fewer steps.
+    "small": Config(steps=20_000, learning_rate_decay=0.9998, checkpoint_every=2_000),
+}
