@@ -29,7 +29,10 @@ _IMAGES_AT_ONCE = 32
 
 
 def run(trained: Trained, data: Labelled, settings: Evaluation, out: Path) -> list[Path]:
-    """adversarial.png, adversarial.csv, and adversarial.json with the success at 0.1 and 0.2 of the images' range."""
+    """adversarial.png, adversarial.csv, and adversarial.json with the success at 0.1 and 0.2 of the images' range.
+
+    Where the networks classify no image correctly there is nothing to attack: adversarial.json says so alone.
+    """
     data = data[: settings.adversarial_images]
     single = torch.zeros(len(settings.adversarial_levels), dtype=torch.int64)
     voted, attacked = torch.zeros_like(single), 0
@@ -39,8 +42,9 @@ def run(trained: Trained, data: Labelled, settings: Evaluation, out: Path) -> li
             for fooled, outvoted in attack(trained, some, start, settings):
                 single, voted, attacked = single + fooled, voted + outvoted, attacked + 1
             bar.update(start + len(some))
+    counts = {"images": len(data), "attacked": attacked, "ensemble_of": settings.adversarial_networks}
     if not attacked:
-        raise ValueError("adversarial examples: the generated networks classify none of the images correctly")
+        return [write_json(out / "adversarial.json", counts)]
     curves = {"single": single.numpy() / attacked, "ensemble": voted.numpy() / attacked}
     sizes = np.array(settings.adversarial_levels) / 255
     rows = [
@@ -49,16 +53,10 @@ def run(trained: Trained, data: Labelled, settings: Evaluation, out: Path) -> li
             settings.adversarial_levels, curves["single"].tolist(), curves["ensemble"].tolist(), strict=True
         )
     ]
-    told = {
-        "images": len(data),
-        "attacked": attacked,
-        "ensemble_of": settings.adversarial_networks,
-        **summary(sizes, curves),
-    }
     return [
         _draw(sizes, curves, settings.adversarial_networks, out / "adversarial.png"),
         write_csv(out / "adversarial.csv", rows),
-        write_json(out / "adversarial.json", told),
+        write_json(out / "adversarial.json", counts | summary(sizes, curves)),
     ]
 
 

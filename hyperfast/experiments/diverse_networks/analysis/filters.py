@@ -58,15 +58,15 @@ def _layers(net: TargetNet, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _draw(drawn: dict[str, Tensor], path: Path) -> Path:
-    """Samples in columns, filters in rows; each row has colours of its own scale, white is 0."""
+    """Samples in columns, filters in rows; each image has colours of its own scale, white is 0."""
     from matplotlib.figure import Figure
 
     samples = len(next(iter(drawn.values())))
     picture = Figure(figsize=(0.4 * samples + 1.2, 0.45 * len(drawn)), layout="constrained")
     lines = picture.subplots(len(drawn), samples, squeeze=False)
     for line, (name, row) in zip(lines, drawn.items(), strict=True):
-        limit = row.abs().max().item()
         for axes, image in zip(line, row, strict=True):
+            limit = image.abs().max().item()
             axes.imshow(image.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
             axes.axis("off")
         line[0].text(-0.3, 0.5, name, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
