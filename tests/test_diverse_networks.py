@@ -18,8 +18,8 @@ from made_up import digits, write_mnist
 from hyperfast import cli, ensemble
 from hyperfast.data import Labelled, load_mnist
 from hyperfast.experiments import checkpoint, experiment
+from hyperfast.experiments.diverse_networks.analysis.accuracy import score
 from hyperfast.experiments.diverse_networks.mnist.config import NAME, PRESETS, Config, Evaluation
-from hyperfast.experiments.diverse_networks.mnist.evaluate import score
 from hyperfast.experiments.diverse_networks.mnist.train import build, load, train, train_step, validate
 from hyperfast.experiments.training import Table, read_table
 from hyperfast.reference.gauge import fix_gauge
@@ -32,6 +32,15 @@ TINY = Config(
 SETTINGS = [
     *("--config.networks", "4", "--config.images", "8", "--config.held-out", "40", "--config.validation-networks", "3"),
     *("--config.evaluation.networks", "7", "--config.evaluation.ensemble-sizes", "2", "3"),
+    *(
+        "--config.evaluation.scatter-networks",
+        "9",
+        "--config.evaluation.path-pairs",
+        "1",
+        "--config.evaluation.path-points",
+        "3",
+    ),
+    *("--config.evaluation.adversarial-images", "40", "--config.evaluation.adversarial-networks", "3"),
 ]
 
 
@@ -259,17 +268,19 @@ def test_the_commands_end_to_end(root, tmp_path, capsys):
         next(r["mean"] for r in about["rows"] if r["set"] == "test" and r["networks"] == 1)
     )
     drawn = ["histogram_validation", "histogram_test", "ensembles_validation", "ensembles_test", "filters", "training"]
+    drawn += ["paths", "adversarial", "scatter_network", *(f"scatter_layer{i}" for i in range(1, 5))]
     for name in drawn:
         assert (run / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     some = tmp_path / "some"
-    options = ["--evaluation.networks", "2", "--evaluation.images", "9", "--figures", "filters", "--out", str(some)]
-    assert cli.main(["evaluate", NAME, "--checkpoint", file, *data, *options]) == 0
-    assert sorted(path.name for path in some.iterdir()) == [
-        "accuracies.csv",
-        "ensembles.csv",
-        "evaluation.json",
-        "filters.png",
-    ]
+    options = ["--evaluation.networks", "2", "--evaluation.images", "9", "--out", str(some)]
+    for figures, written in (
+        ("filters", ["filters.csv", "filters.json", "filters.png"]),
+        ("none", ["accuracies.csv", "ensembles.csv", "evaluation.json"]),
+    ):
+        assert cli.main(["evaluate", NAME, "--checkpoint", file, *data, *options, "--figures", figures]) == 0
+        assert sorted(path.name for path in some.iterdir()) == written
+        for path in some.iterdir():
+            path.unlink()
 
     out = tmp_path / "theta.safetensors"
     assert cli.main(["sample", NAME, "--checkpoint", file, "--members", "5", "--out", str(out), "--seed", "3"]) == 0
@@ -304,7 +315,7 @@ def test_the_commands_end_to_end(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "diverse_networks/nothing"], "no experiment 'diverse_networks/nothing'; known: diverse_networks/mnist"),
+        (["train", "diverse_networks/nothing"], "no experiment 'diverse_networks/nothing'; known: diverse_networks/mnfg, diverse_networks/mnist"),
         (["train"], "name an experiment first"),
         (["train", NAME, "--preset", "huge"], "no preset 'huge'"),
         (["train", NAME, "--data-root", "/nowhere"], "/nowhere"),

@@ -138,10 +138,14 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], may_differ: 
 
 
 def config_from(kind: type[C], values: Mapping[str, Any], path: Path) -> C:
-    """The config dataclass that plain() made `values` of. Raises ValueError where its fields are others."""
+    """The config dataclass that plain() made `values` of. Raises ValueError where its fields are others.
+
+    Of what is measured, the "evaluation", fields that came later have their defaults.
+    """
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if names != set(values):
-        odd = ", ".join(sorted(names ^ set(values)))
+    missing = set() if kind.__name__ == "Evaluation" else names - set(values)
+    if missing or set(values) - names:
+        odd = ", ".join(sorted(missing | (set(values) - names)))
         raise ValueError(f"{path} was made by another version of hyperfast: its configuration differs in {odd}")
     hints = get_type_hints(kind)
     given = {

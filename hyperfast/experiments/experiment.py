@@ -15,6 +15,7 @@ from ..nn import TargetNet
 
 # name -> the module that has its EXPERIMENT. A module is imported when its experiment is asked for.
 _REGISTRY = {
+    "diverse_networks/mnfg": "hyperfast.experiments.diverse_networks.mnfg",
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
 }
@@ -29,6 +30,17 @@ class Trained:
     """indices [m] int64 -> theta [m,P]; member i depends on i alone, up to rounding."""
     step: int
     """Training steps taken."""
+    noise: Callable[[Tensor], Tensor] | None = None
+    """Where sampler(i) = generate(noise(i)): indices [m] -> noise [m,Z] ..."""
+    generate: Callable[[Tensor], Tensor] | None = None
+    """... and any noise [m,Z] -> theta [m,P]."""
+
+    @staticmethod
+    def of_noise(
+        net: TargetNet, noise: Callable[[Tensor], Tensor], generate: Callable[[Tensor], Tensor], step: int
+    ) -> Trained:
+        """With sampler(i) = generate(noise(i))."""
+        return Trained(net, lambda indices: generate(noise(indices)), step, noise, generate)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ def figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Axes]:
     return empty, empty.subplots()
 
 
-def save_png(drawn: Figure, path: Path) -> None:
-    """Writes the figure, whole or not at all."""
+def save_png(drawn: Figure, path: Path) -> Path:
+    """Writes the figure, whole or not at all, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
     drawn.savefig(scratch, format="png", dpi=130)
     os.replace(scratch, path)
+    return path
 
 
 def accuracy_histogram(

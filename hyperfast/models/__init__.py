@@ -2,5 +2,7 @@
 
 from . import targets
 from .filter_hypernetwork import FilterHypernetwork, NoiseStream, deutsch_hypernetwork
+from .masked_flow import MaskedFlow
+from .multiplicative_flows import MultiplicativeFlows
 
-__all__ = ["FilterHypernetwork", "NoiseStream", "deutsch_hypernetwork", "targets"]
+__all__ = ["FilterHypernetwork", "MaskedFlow", "MultiplicativeFlows", "NoiseStream", "deutsch_hypernetwork", "targets"]

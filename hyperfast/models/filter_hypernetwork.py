@@ -91,23 +91,27 @@ def deutsch_hypernetwork(net: TargetNet) -> FilterHypernetwork:
 
 
 class NoiseStream:
-    """Noise uniform in [-1, 1) that can be entered anywhere: row i depends on (seed, i) alone."""
+    """Noise that can be entered anywhere: row i depends on (seed, i) alone. Uniform in [-1, 1), or standard normal.
 
-    BLOCK = 256
+    block: rows drawn at once. Another block draws other noise.
+    """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, seed: int = 0, normal: bool = False, block: int = 256) -> None:
+        self.size, self.seed, self.normal, self.block = size, seed, normal, block
 
     def __call__(self, indices: Tensor) -> Tensor:
         """indices [m] int64 -> [m,size] float32."""
-        blocks, inverse = torch.unique(indices // self.BLOCK, return_inverse=True)
+        blocks, inverse = torch.unique(indices // self.block, return_inverse=True)
         rows = torch.stack([self._block(int(block)) for block in blocks])
-        return rows[inverse, indices % self.BLOCK]
+        return rows[inverse, indices % self.block]
 
     def _block(self, block: int) -> Tensor:
         # torch's CPU generator reads 32 bits of its seed; Philox is keyed by both numbers.
         generator = np.random.Generator(np.random.Philox(key=[self.seed, block]))
-        return torch.from_numpy(generator.random((self.BLOCK, self.size), dtype=np.float32)) * 2 - 1
+        shape = (self.block, self.size)
+        if self.normal:
+            return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+        return torch.from_numpy(generator.random(shape, dtype=np.float32)) * 2 - 1
 
 
 def _layer_shapes(net: TargetNet) -> list[tuple[int, int, bool]]:

@@ -1,39 +1,10 @@
 """Deutsch's experiment on MNIST: a hypernetwork of 633,640 parameters generates networks of 20,018 weights."""
 
-from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from ....data.mnist import SIDE, read_images
 from ...experiment import Experiment
-from . import evaluate, train
+from ..analysis.evaluate import FIGURES, evaluation
+from ..inputs import read_inputs
+from . import train
 from .config import NAME, PRESETS
-from .figures import FIGURES
-
-
-def read_inputs(path: Path) -> Tensor:
-    """[N,1,28,28] float32 in [0, 1] from an idx3 file, gzipped or plain, or a .npy of [N,28,28] or [N,1,28,28].
-
-    uint8 is divided by 255. Raises ValueError that names the file and what was expected.
-    """
-    if path.suffix != ".npy":
-        return read_images(path)
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (EOFError, ValueError) as problem:
-        raise ValueError(f"{path} is not a readable .npy file: {problem}") from problem
-    if values.shape[1:] not in ((SIDE, SIDE), (1, SIDE, SIDE)) or not (
-        values.dtype == np.uint8 or np.issubdtype(values.dtype, np.floating)
-    ):
-        raise ValueError(
-            f"{path}: images [N,{SIDE},{SIDE}] or [N,1,{SIDE},{SIDE}] were expected, uint8 or floats in [0, 1]; "
-            f"got {values.dtype} {list(values.shape)}"
-        )
-    images = torch.from_numpy(values).float() / (255 if values.dtype == np.uint8 else 1)
-    return images.reshape(-1, 1, SIDE, SIDE)
-
 
 EXPERIMENT = Experiment(
     name=NAME,
@@ -41,7 +12,7 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     train=train.run,
     evaluation=lambda path: train.load_config(path).evaluation,
-    evaluate=evaluate.run,
+    evaluate=evaluation(train.load, train.load_config, "entropy", "entropy of the weights, nats"),
     figures=FIGURES,
     load=train.load,
     read_inputs=read_inputs,

@@ -5,33 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..analysis.config import SMALL, Evaluation, check_at_least
+
 NAME = "diverse_networks/mnist"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
 MAY_DIFFER = ("steps", "validate_every", "validation_networks", "validation_images", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured of the generated networks."""
-
-    networks: int = 4_000
-    """Networks generated: single accuracies of all, and ensembles of them."""
-    ensemble_sizes: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 200)
-    """Networks in an ensemble."""
-    repeats: int = 20
-    """Disjoint ensembles of each size, at most; as many as there are networks for."""
-    images: int | None = None
-    """The first so many images of the validation and of the test set; None: all."""
-    seed: int = 1
-    """Of the networks' noise."""
-
-    def __post_init__(self) -> None:
-        for name in ("networks", "repeats"):
-            _at_least(1, f"evaluation.{name}", getattr(self, name))
-        for size in self.ensemble_sizes:
-            _at_least(1, "evaluation.ensemble_sizes", size)
-        if self.images is not None:
-            _at_least(1, "evaluation.images", self.images)
 
 
 @dataclass(frozen=True)
@@ -74,23 +52,18 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("networks", "validation_networks"):
-            _at_least(2, name, getattr(self, name))  # a nearest neighbour needs two
+            check_at_least(2, name, getattr(self, name))  # a nearest neighbour needs two
         for name in ("images", "held_out", "validate_every", "log_every", "checkpoint_every"):
-            _at_least(1, name, getattr(self, name))
+            check_at_least(1, name, getattr(self, name))
         for name in ("steps", "seed"):
-            _at_least(0, name, getattr(self, name))
+            check_at_least(0, name, getattr(self, name))
         if self.validation_images is not None:
-            _at_least(1, "validation_images", self.validation_images)
+            check_at_least(1, "validation_images", self.validation_images)
         if self.entropy_distance not in ("euclidean", "l1"):
             raise ValueError(f"config.entropy_distance must be euclidean or l1; got {self.entropy_distance!r}")
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate * self.learning_rate_decay**step
-
-
-def _at_least(least: int, name: str, value: int) -> None:
-    if value < least:
-        raise ValueError(f"config.{name} must be at least {least}; got {value}")
 
 
 PRESETS = {
@@ -102,6 +75,6 @@ PRESETS = {
         validation_networks=20,
         validation_images=500,
         checkpoint_every=100,
-        evaluation=Evaluation(networks=100, ensemble_sizes=(2, 5, 10, 20, 50, 100), images=1_000),
+        evaluation=SMALL,
     ),
 }

@@ -10,21 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....data import Labelled, load_mnist
-from ....models import FilterHypernetwork, deutsch_hypernetwork, targets
+from ....models import FilterHypernetwork, NoiseStream, deutsch_hypernetwork, targets
 from ....nn import TargetNet
-from ....reference.gauge import fix_gauge
-from ....reference.nn_entropy import nn_entropy
 from ... import checkpoint
 from ...experiment import Trained
-from ...training import ProgressBar, Table, generator_at, stop_between_steps
+from ...training import generator_at
+from ..gauge import fix_gauge, nn_entropy
+from ..loop import Training, report
+from ..loop import run as run_loop
+from ..networks import mean_scores
 from .config import MAY_DIFFER, NAME, Config
 
 METRICS = ("loss", "cross_entropy", "entropy", "batch_accuracy", "learning_rate")
 VALIDATION = ("loss", "cross_entropy", "entropy", "accuracy")
-CHECKPOINT = "checkpoint.safetensors"
 STATISTICS_MOMENTUM = 0.02  # 1 - decay
-# Networks and images evaluated at once: they bound what lies between two stages.
-NETWORKS_AT_ONCE, IMAGES_AT_ONCE = 16, 512
 
 
 def build(config: Config, device: torch.device) -> tuple[TargetNet, FilterHypernetwork, torch.optim.Adam]:
@@ -94,83 +93,39 @@ def train(
     resume: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> int:
-    """Trains to config.steps, writes checkpoint, metrics.csv and validation.csv into `out`; the step reached.
-
-    Ctrl-C stops after the step that is under way; the checkpoint is then usable, as one killed is from its last.
-    Raises ValueError where `out` has a checkpoint and resume is False, where resume is True and it has none or
-    one of another config, and where the loss is not finite any more.
-    """
-    path = out / CHECKPOINT
-    if path.exists() and not resume:
-        raise ValueError(f"{path} exists: go on from it with --resume, or write elsewhere with --out DIR")
+    """Trains to config.steps, see loop.run; the step reached."""
     net, hypernetwork, optimizer = build(config, device)
-    step = checkpoint.resume(path, NAME, config, hypernetwork, optimizer, MAY_DIFFER) if resume else 0
-    metrics, validations = (
-        Table(out / f"{name}.csv", columns, step)
-        for name, columns in (("metrics", METRICS), ("validation", VALIDATION))
-    )
     training, validation = training.to(device), validation[: config.validation_images].to(device)
-    shows = "CE {cross_entropy:.3f}, H {entropy:.0f}, {batch_accuracy:.1%} right"
-    saved = step
-    with ProgressBar("training", config.steps, step, shows) as bar, stop_between_steps() as asked_to_stop:
-        while step < config.steps and not asked_to_stop():
-            measured = train_step(config, net, hypernetwork, optimizer, training, step)
-            step += 1
-            last = step == config.steps
-            if last or step % config.log_every == 0:
-                row = {name: float(value) for name, value in measured.items()}
-                _check_finite(row["loss"], step, path, saved)
-                metrics.add(step, row)
-                bar.update(step, **row)
-            if last or step % config.validate_every == 0:
-                row = validate(config, net, hypernetwork, validation)
-                validations.add(step, row)
-                bar.print(
-                    f"step {step}: validation loss {row['loss']:.1f}, cross-entropy {row['cross_entropy']:.3f}, "
-                    f"entropy {row['entropy']:.0f}, mean accuracy of {config.validation_networks} networks {row['accuracy']:.2%}"
-                )
-            if step % config.checkpoint_every == 0 and not last:
-                _check_finite(float(measured["loss"]), step, path, saved)
-                checkpoint.save_training(path, NAME, config, step, hypernetwork, optimizer)
-                saved = step
-            after_step(step)
-        checkpoint.save_training(path, NAME, config, step, hypernetwork, optimizer)
-    return step
-
-
-def _check_finite(loss: float, step: int, path: Path, saved: int) -> None:
-    if not abs(loss) < float("inf"):
-        kept = f"{path} has step {saved}" if saved else "there is no checkpoint yet"
-        raise ValueError(f"the loss is {loss} at step {step}; {kept}. A smaller --config.learning_rate may help")
+    return run_loop(
+        Training(
+            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer,
+            step=lambda step: train_step(config, net, hypernetwork, optimizer, training, step),
+            validate=lambda: validate(config, net, hypernetwork, validation),
+            metrics=METRICS, validation=VALIDATION,
+            shows="CE {cross_entropy:.3f}, H {entropy:.0f}, {batch_accuracy:.1%} right",
+            tells="validation loss {loss:.1f}, cross-entropy {cross_entropy:.3f}, entropy {entropy:.0f}, "
+            f"mean accuracy of {config.validation_networks} networks {{accuracy:.2%}}",
+        ),
+        out, resume, after_step,
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def validate(config: Config, net: TargetNet, hypernetwork: FilterHypernetwork, data: Labelled) -> dict[str, float]:
     """The loss and its parts on always the same networks and all of `data`, with batch norm's running statistics."""
     hypernetwork.eval()
-    theta = gauged_sampler(net, hypernetwork, config.seed)(torch.arange(config.validation_networks))
+    z = NoiseStream(hypernetwork.noise_size, config.seed)(torch.arange(config.validation_networks))
+    theta = gauged(net, hypernetwork)(z.to(data.images.device))
     hypernetwork.train()
-    total, correct = 0.0, 0
-    for some in theta.split(NETWORKS_AT_ONCE):
-        logits = outputs(net, some, data.images)
-        labels = data.labels.expand(len(some), -1)
-        total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-        correct += int((logits.argmax(-1) == labels).sum())
-    count = len(theta) * len(data)
-    cross_entropy, diversity = total / count, entropy(theta, config).item()
+    cross_entropy, accuracy = mean_scores(net, theta, data)
+    diversity = entropy(theta, config).item()
     loss = config.accuracy_weight * cross_entropy - diversity
-    return dict(zip(VALIDATION, (loss, cross_entropy, diversity, correct / count), strict=True))
+    return dict(zip(VALIDATION, (loss, cross_entropy, diversity, accuracy), strict=True))
 
 
-def outputs(net: TargetNet, theta: Tensor, images: Tensor) -> Tensor:
-    """Logits [m,N,10] of the networks theta [m,P] on shared images [N,1,28,28]."""
-    return torch.cat([net(some, theta) for some in images.split(IMAGES_AT_ONCE)], 1)
-
-
-def gauged_sampler(net: TargetNet, hypernetwork: FilterHypernetwork, seed: int) -> Callable[[Tensor], Tensor]:
-    """indices [m] -> theta [m,P], gauged as in training."""
-    sampler = hypernetwork.sampler(seed)
-    return lambda indices: fix_gauge(sampler(indices), net.plan)
+def gauged(net: TargetNet, hypernetwork: FilterHypernetwork) -> Callable[[Tensor], Tensor]:
+    """noise [m,Z] -> theta [m,P], gauged as in training."""
+    return lambda z: fix_gauge(hypernetwork(z), net.plan)
 
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:
@@ -179,7 +134,8 @@ def load(path: Path, device: torch.device, seed: int) -> Trained:
     net, hypernetwork, _ = build(load_config(path), device)
     checkpoint.restore(hypernetwork, None, state)
     hypernetwork.eval().requires_grad_(False)
-    return Trained(net, gauged_sampler(net, hypernetwork, seed), about["step"])
+    noise = NoiseStream(hypernetwork.noise_size, seed)
+    return Trained.of_noise(net, lambda indices: noise(indices).to(device), gauged(net, hypernetwork), about["step"])
 
 
 def load_config(path: Path) -> Config:
@@ -191,8 +147,4 @@ def run(config: Config, out: Path, data_root: Path | None, device: torch.device,
     """`hyperfast train diverse_networks/mnist`."""
     training, validation, _ = load_mnist(data_root).split(config.held_out)
     step = train(config, training, validation, out, device, resume)
-    path = out / CHECKPOINT
-    if step < config.steps:
-        print(f"stopped after {step} of {config.steps} steps; {path} is usable: --resume goes on from it")
-    else:
-        print(f"{step} steps; now: hyperfast evaluate {NAME} --checkpoint {path}")
+    report(NAME, step, config.steps, out)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ....reference.nn_entropy import nearest_neighbor
 from ... import checkpoint
 from ...experiment import Trained
-from ...training import ProgressBar, Table, generator_at, stop_between_steps
+from ...training import generator_at
+from ..loop import Training, report
+from ..loop import run as run_loop
 from .config import MAY_DIFFER, NAME, Config
 from .mixture import value
 
 METRICS = ("loss", "value", "entropy", "squared_norm", "learning_rate")
-CHECKPOINT = "checkpoint.safetensors"
 _EPS = 1e-7
 
 
@@ -67,39 +68,17 @@ def train(
     resume: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> int:
-    """Trains to config.steps, writes checkpoint and metrics.csv into `out`; the step reached.
-
-    Ctrl-C stops after the step that is under way; the checkpoint is then usable, as one killed is from its last.
-    Raises ValueError where `out` has a checkpoint and resume is False, where resume is True and it has none or
-    one of another config, and where the loss is not finite any more.
-    """
-    path = out / CHECKPOINT
-    if path.exists() and not resume:
-        raise ValueError(f"{path} exists: go on from it with --resume, or write elsewhere with --out DIR")
+    """Trains to config.steps, see loop.run; the step reached."""
     hypernetwork, optimizer = build(config, device)
-    step = checkpoint.resume(path, NAME, config, hypernetwork, optimizer, MAY_DIFFER) if resume else 0
-    metrics = Table(out / "metrics.csv", METRICS, step)
-    shows = "loss {loss:.2f}, f {value:.3f}, H {entropy:.2f}"
-    with ProgressBar("training", config.steps, step, shows) as bar, stop_between_steps() as asked_to_stop:
-        while step < config.steps and not asked_to_stop():
-            measured = train_step(config, hypernetwork, optimizer, step)
-            step += 1
-            last = step == config.steps
-            logs, saves = step % config.log_every == 0, step % config.checkpoint_every == 0
-            if last or logs or saves:
-                row = {name: float(number) for name, number in measured.items()}
-                if not math.isfinite(row["loss"]):
-                    raise ValueError(
-                        f"the loss is {row['loss']} at step {step}; a smaller --config.learning_rate may help"
-                    )
-                if last or logs:
-                    metrics.add(step, row)
-                    bar.update(step, **row)
-                if saves and not last:
-                    checkpoint.save_training(path, NAME, config, step, hypernetwork, optimizer)
-            after_step(step)
-        checkpoint.save_training(path, NAME, config, step, hypernetwork, optimizer)
-    return step
+    return run_loop(
+        Training(
+            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer,
+            step=lambda step: train_step(config, hypernetwork, optimizer, step),
+            metrics=METRICS,
+            shows="loss {loss:.2f}, f {value:.3f}, H {entropy:.2f}",
+        ),
+        out, resume, after_step,
+    )  # fmt: skip
 
 
 def load_hypernetwork(path: Path, device: torch.device) -> tuple[nn.Module, int]:
@@ -122,9 +101,4 @@ def load(path: Path, device: torch.device, seed: int) -> Trained:
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:
     """`hyperfast train diverse_networks/toy`; it reads no data."""
-    step = train(config, out, device, resume)
-    path = out / CHECKPOINT
-    if step < config.steps:
-        print(f"stopped after {step} of {config.steps} steps; {path} is usable: --resume goes on from it")
-    else:
-        print(f"{step} steps; now: hyperfast evaluate {NAME} --checkpoint {path}")
+    report(NAME, train(config, out, device, resume), config.steps, out)

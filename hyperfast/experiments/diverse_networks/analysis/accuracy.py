@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ....data import Labelled, load_mnist
+from ....data import Labelled
 from ....nn import TargetNet
 from ....ops.ensemble import ensemble_sums
+from ...experiment import Trained
 from ...training import ProgressBar
+from ..networks import NETWORKS_AT_ONCE, outputs
 from .config import Evaluation
-from .figures import draw
-from .train import NETWORKS_AT_ONCE, load, load_config, outputs
+from .tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -89,30 +88,22 @@ class _Ensembles:
         return (sums.argmax(1) == self.labels).double().mean().item()
 
 
-def run(
-    settings: Evaluation, path: Path, out: Path, data_root: Path | None, device: torch.device, figures: tuple[str, ...]
-) -> None:
-    """`hyperfast evaluate diverse_networks/mnist`: a table, accuracies.csv, ensembles.csv, evaluation.json, figures."""
-    trained, config = load(path, device, settings.seed), load_config(path)
-    _, validation, test = load_mnist(data_root).split(config.held_out)
+def run(trained: Trained, sets: Mapping[str, Labelled], settings: Evaluation, out: Path) -> dict[str, Scores]:
+    """Scores on each set of images; writes accuracies.csv and ensembles.csv into `out`, and prints a table."""
     scores: dict[str, Scores] = {}
-    with ProgressBar("evaluating", 2 * settings.networks) as bar:
-        for name, data in (("validation", validation), ("test", test)):
-            before = len(scores) * settings.networks
-            show = partial(_advance, bar, before)
-            scores[name] = score(trained.net, trained.sampler, data[: settings.images].to(device), settings, show)
-    out.mkdir(parents=True, exist_ok=True)
+    with ProgressBar("accuracies", len(sets) * settings.networks) as bar:
+        for name, data in sets.items():
+            show = partial(_advance, bar, len(scores) * settings.networks)
+            scores[name] = score(trained.net, trained.sampler, data, settings, show)
     rows = summary(scores)
-    _write_csv(out / "ensembles.csv", rows)
+    write_csv(out / "ensembles.csv", rows)
     members = zip(*(s.member_accuracy.tolist() for s in scores.values()), strict=True)
-    _write_csv(
+    write_csv(
         out / "accuracies.csv",
         [dict(zip(("network", *scores), (i, *row), strict=True)) for i, row in enumerate(members)],
     )
-    about = {"checkpoint": str(path), "step": trained.step, "settings": asdict(settings), "rows": rows}
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
     _print(rows)
-    print("\n".join(str(p) for p in draw(figures, scores, trained, path.parent, out)))
+    return scores
 
 
 def _advance(bar: ProgressBar, before: int, done: int) -> None:
@@ -135,13 +126,6 @@ def _row(name: str, size: int, how: str, found: Sequence[float]) -> dict[str, st
         "set": name, "networks": size, "decision": how, "repeats": len(found),
         "mean": statistics.fmean(found), "lowest": min(found), "highest": max(found),
     }  # fmt: skip
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _print(rows: list[dict[str, str | int | float]]) -> None:

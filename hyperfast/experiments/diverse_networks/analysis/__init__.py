@@ -1,0 +1,1 @@
+"""What is measured of generated networks, whatever generated them (Deutsch, section 4.2)."""

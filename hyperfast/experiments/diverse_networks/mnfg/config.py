@@ -1,0 +1,75 @@
+"""The settings of diverse_networks/mnfg; the defaults are those of the paper's comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..analysis.config import SMALL, Evaluation, check_at_least
+
+NAME = "diverse_networks/mnfg"
+# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
+MAY_DIFFER = ("epochs", "validate_every", "validation_networks", "validation_images", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """loss = CE + KL/n for n training images: the negative variational bound, per image."""
+
+    images: int = 100
+    """Images in a step."""
+    networks: int = 10
+    """Networks drawn in a step, which share its images out among themselves."""
+    epochs: int = 100
+    """Training steps in all, in passes over the training images."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    q_hidden: int = 50
+    """Hidden units of the posterior's flows."""
+    r_hidden: int = 100
+    """Hidden units of the auxiliary distribution's flows."""
+    q_steps: int = 2
+    """Steps of each of the posterior's flows."""
+    r_steps: int = 2
+    """Steps of each of the auxiliary distribution's flows."""
+    largest_deviation: float = 0.5
+    """Bound of the standard deviation of a weight, given z."""
+    held_out: int = 5_000
+    """The last so many training images, held out for validation."""
+    validate_every: int = 5_500
+    """Steps between validations."""
+    validation_networks: int = 20
+    """Networks drawn in a validation, always of the same noise."""
+    validation_images: int | None = None
+    """The first so many held-out images; None: all."""
+    log_every: int = 50
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 550
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial parameters, noise and choice of images."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "networks", "held_out", "validate_every", "log_every", "checkpoint_every", "q_hidden", "r_hidden"):  # fmt: skip
+            check_at_least(1, name, getattr(self, name))
+        check_at_least(2, "validation_networks", self.validation_networks)  # a nearest neighbour needs two
+        for name in ("epochs", "seed", "q_steps", "r_steps"):
+            check_at_least(0, name, getattr(self, name))
+        if self.images % self.networks:
+            raise ValueError(f"config.images must be a multiple of networks, {self.networks}; got {self.images}")
+        if self.validation_images is not None:
+            check_at_least(1, "validation_images", self.validation_images)
+        if not self.largest_deviation > 0:
+            raise ValueError(f"config.largest_deviation must be positive; got {self.largest_deviation}")
+
+    def steps(self, images: int) -> int:
+        """In all, for that many training images."""
+        return self.epochs * max(1, images // self.images)
+
+
+PRESETS = {
+    "paper": Config(),
+    "small": Config(
+        epochs=3, validate_every=275, validation_images=500, log_every=10, checkpoint_every=275, evaluation=SMALL
+    ),
+}
