@@ -375,29 +375,3 @@ def test_errors_name_the_argument(change, error, words):
     arguments = {"x": torch.zeros(2, 5, 3), "theta": torch.zeros(2, 26), "widths": (3, 4, 2), "activation": "relu"}
     with pytest.raises(error, match=words):
         hf.ops.batched_mlp(**(arguments | change))
-
-
-@pytest.mark.parametrize("out", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [32, 47, 65])
-def test_narrow_outputs(width, out):
-    """Sums over lanes, of which the last may be partly unused: cos and sigmoid do not keep zeros there."""
-    for activation in ("cos", "sigmoid"):
-        check(mlp_of((3, width, out), activation, "cos"), 3, 101)
-    check(mlp_of((3, width, out, 5), "tanh"), 2, 7, dtype=torch.float64)
-
-
-def test_13_infinity_stays_out_of_unused_lanes():
-    mlp = mlp_of((1, 40, 2), "identity")
-    x, theta = torch.full((1, 1, 1), torch.inf), torch.ones(1, mlp.num_weights)
-    assert run_mlp(x, theta, mlp).tolist() == [[[torch.inf, torch.inf]]]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_04_long_sums_are_as_accurate_as_eager(shared):
-    mlp = mlp_of((1024, 8), last="identity")
-    x, theta = make_inputs(mlp, 8, 64, shared=shared, seed=1)
-    x = x.abs()
-    exact = run_mlp(x.double(), theta.double(), mlp)
-    weight, bias = theta[:, : 8 * 1024].view(8, 8, 1024), theta[:, 8 * 1024 :]
-    eager = torch.baddbmm(bias[:, None], x.expand(8, -1, -1), weight.mT)
-    assert error(run_mlp(x, theta, mlp), exact) <= 1.5 * error(eager, exact)
