@@ -249,7 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--baseline", default="", help="comma-separated baselines; default all")
     parser.add_argument("--case", default="", metavar="WORDS", help="only cases whose name has these words")
-    parser.add_argument("--quick", action="store_true", help="three turns instead of five to eleven, without the longest cases")
+    parser.add_argument(
+        "--quick", action="store_true", help="three turns instead of five to eleven, without the longest cases"
+    )
     parser.add_argument(
         "--json", type=Path, help=f"where rows go; default {RESULTS.name}/<device>.json, none with --quick"
     )

@@ -94,7 +94,10 @@ def assert_right(theta, p=2, backend=KERNEL):
     distance, index = search(theta, p, backend)
     exact, right = search(theta.double(), p, "reference")
     assert torch.equal(index, right)
-    torch.testing.assert_close(distance.double(), exact, rtol=2 * torch.finfo(theta.dtype).eps, atol=0, equal_nan=True)
+    # One rounding for float32; in float64 the reference's own sums.
+    terms = 2 if theta.dtype == torch.float32 else 2 + theta.shape[1]
+    rtol = terms * torch.finfo(theta.dtype).eps
+    torch.testing.assert_close(distance.double(), exact, rtol=rtol, atol=0, equal_nan=True)
 
 
 def spread(rows, features=300, scale=1.0, seed=0):
@@ -132,7 +135,7 @@ def test_24_certified_by_every_instruction_set(isa, p):
         native.force_isa("auto")
 
 
-@pytest.mark.parametrize("name", ["one tight cluster", "two tight clusters", "near duplicates far away"])
+@pytest.mark.parametrize("name", ["one tight cluster", "two tight clusters", "many clusters"])
 def test_cdist_finds_others(name):
     """What the certificate is for: torch.cdist's default loses these neighbours."""
     theta = CLUSTERS[name]().float()
@@ -326,7 +329,7 @@ def test_11_offsets_beyond_two_to_the_31(backend):
         grads = []
         for t in (far, theta):
             with hf.backend(backend):
-                grads.append(torch.func.grad(lambda t: hf.ops.nearest_neighbor(t, p)[0].sum())(t))
+                grads.append(torch.func.grad(lambda t, p=p: hf.ops.nearest_neighbor(t, p)[0].sum())(t))
         assert torch.equal(*grads)
 
 
