@@ -47,6 +47,9 @@ struct Candidates {
   double lower[kMost];  // the row is at least this far
 };
 
+// Up to so many rows differences are as quick as products, and need no centre. On a Zen 4: 32 rows 0.6 of the time.
+constexpr int64_t kDirectRows = 48;
+
 struct NeighborKernels {
   // A screen's sums over features go in slabs, which may be added to several partial sums, each with its workspace.
   int64_t (*slabs)(const Screen&);

@@ -3,7 +3,7 @@
 //
 // FLOPs of a screen: 2 for each feature of each pair (gram), 3 in two instructions (square, absolute). A slab of kSlab
 // features of both blocks is packed once, [panel][feature][lanes], and serves as both operands from L2; the sums stay
-// in L2 and L3. Bytes of main memory: each block's rows once.
+// in L2 and L3. Bytes of main memory: each block's rows once. Differences of a few rows are taken where they lie.
 #include "../nn_entropy.h"
 
 #include "common/arena.h"
@@ -15,6 +15,14 @@ namespace HF_ISA {
 
 // Features whose products are summed in registers before they meet the sums of other slabs.
 constexpr int64_t kSlab = 128;
+
+// Up to this many rows packing costs more than it saves: their features lie in the lanes, kDirectSteps vectors a slab.
+constexpr int64_t kDirectSteps = 64;
+template <class T>
+static bool is_direct(const Screen& s) {
+  return s.measure != Measure::gram && s.right <= kDirectRows && s.left <= kDirectRows &&
+         s.theta.type == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+}
 
 // ---- workspace ----------------------------------------------------------------------------------
 
@@ -45,7 +53,14 @@ struct Partial {
   const double* right_norms(const Screen& s) const { return norms + packed_left(s); }
 };
 
-static int64_t slabs(const Screen& s) { return (s.theta.features + kSlab - 1) / kSlab; }
+template <class T>
+static int64_t slab_size(const Screen& s) {
+  return is_direct<T>(s) ? kDirectSteps * kLanes<T> : kSlab;
+}
+template <class T>
+static int64_t slabs(const Screen& s) {
+  return (s.theta.features + slab_size<T>(s) - 1) / slab_size<T>(s);
+}
 
 template <class T>
 static int64_t workspace(const Screen& s) {
@@ -65,27 +80,36 @@ HF_INLINE const void* features_at(const Rows& theta, int64_t row, int64_t featur
   return element(theta.data, theta.type, row * theta.stride + feature);
 }
 
-// The mean over both blocks; any centre is right, and values that are not finite take no part.
+// More would be read once more from L2 for little: a row's part in the centre is a sixteenth at most.
+constexpr int64_t kCentreRows = 16;
+
+// The mean of some rows of both blocks; any centre is right, and values that are not finite take no part.
 template <class T>
 static void find_centre(const Screen& s, int64_t begin, int64_t n, T* centre, T* scratch) {
   for (int64_t k = 0; k < n; ++k) centre[k] = T(0);
+  int64_t taken = 0;
   const auto add = [&](const int64_t* rows, int64_t count) {
-    for (int64_t r = 0; r < count; ++r) {
+    for (int64_t r = 0; r < count; r += (count + kCentreRows - 1) / kCentreRows, ++taken) {
       const T* x = row_in_place(features_at(s.theta, rows[r], begin), s.theta.type, scratch, n);
       for (int64_t k = 0; k < n; ++k) centre[k] += x[k] - x[k] == T(0) ? x[k] : T(0);
     }
   };
   add(s.right_rows, s.right);
   if (!s.triangle) add(s.left_rows, s.left);
-  const T scale = T(1) / T(s.triangle ? s.right : s.left + s.right);
+  const T scale = T(1) / T(taken);
   for (int64_t k = 0; k < n; ++k) centre[k] *= scale;
 }
 
 template <class T>
 HF_INLINE T sum_of_lanes(Vec<T> v) {
-  T sum = T(0);
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
+  typedef T Quarter __attribute__((vector_size(16), may_alias));
+  const Quarter* parts = reinterpret_cast<const Quarter*>(&v);
+  Quarter sum = parts[0];
+  HF_UNROLL for (int i = 1; i < HF_VECTOR_BYTES / 16; ++i) sum += parts[i];
+  if constexpr (sizeof(T) == 8)
+    return sum[0] + sum[1];
+  else
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // One row less the centre; returns its squared norm.
@@ -125,6 +149,8 @@ static void pack(const Screen& s, const Partial<T>& part, int64_t begin, int64_t
 
 // ---- products -----------------------------------------------------------------------------------
 
+HF_INLINE float absolute(float v) { return __builtin_fabsf(v); }
+HF_INLINE double absolute(double v) { return __builtin_fabs(v); }
 HF_INLINE Vec<float> absolute(Vec<float> v) { return (Vec<float>)((VecOf<float>::integer)v & 0x7FFFFFFF); }
 HF_INLINE Vec<double> absolute(Vec<double> v) { return (Vec<double>)((VecOf<double>::integer)v & 0x7FFFFFFFFFFFFFFF); }
 
@@ -185,9 +211,66 @@ static void multiply_slab(const Screen& s, const Partial<T>& part, int64_t n) {
   for_tiles(work, Partial<T>::padded(s.right) / kPanel<T>, s.left);
 }
 
+// Four rows against four over [begin, begin + n): sums over features, which lie in the lanes.
+constexpr int kDirect = 4;
+
+template <Measure M, class T>
+static void differ_directly(T (&sums)[kDirect][kDirect], const T* const (&x)[kDirect], const T* const (&y)[kDirect],
+                            int64_t n) {
+  const auto measured = [](auto d) {
+    if constexpr (M == Measure::square)
+      return d * d;
+    else
+      return absolute(d);
+  };
+  Vec<T> sum[kDirect][kDirect] = {};
+  int64_t k = 0;
+  for (; k + kLanes<T> <= n; k += kLanes<T>) {
+    Vec<T> b[kDirect];
+    HF_UNROLL for (int j = 0; j < kDirect; ++j) b[j] = load(y[j] + k);
+    HF_UNROLL for (int i = 0; i < kDirect; ++i) {
+      const Vec<T> a = load(x[i] + k);
+      HF_UNROLL for (int j = 0; j < kDirect; ++j) sum[i][j] += measured(a - b[j]);
+    }
+  }
+  HF_UNROLL for (int i = 0; i < kDirect; ++i) HF_UNROLL for (int j = 0; j < kDirect; ++j) {
+    T rest = T(0);
+    for (int64_t at = k; at < n; ++at) rest += measured(x[i][at] - y[j][at]);
+    sums[i][j] = sum_of_lanes<T>(sum[i][j]) + rest;
+  }
+}
+
+template <Measure M, class T>
+static void accumulate_directly(const Screen& s, const Partial<T>& part, int64_t begin, int64_t n) {
+  constexpr int64_t lanes = kPanel<T>;
+  // Past the last row, the last row again.
+  const auto rows = [&](const T*(&at)[kDirect], const int64_t* from, int64_t first, int64_t count) {
+    for (int i = 0; i < kDirect; ++i)
+      at[i] = static_cast<const T*>(features_at(s.theta, from[min64(first + i, count - 1)], begin));
+  };
+  for (int64_t i = 0; i < s.left; i += kDirect) {
+    const T* x[kDirect];
+    rows(x, s.left_rows, i, s.left);
+    for (int64_t j = s.triangle ? i : 0; j < s.right; j += kDirect) {
+      const T* y[kDirect];
+      rows(y, s.right_rows, j, s.right);
+      T sums[kDirect][kDirect];
+      differ_directly<M>(sums, x, y, n);
+      for (int64_t a = i; a < min64(i + kDirect, s.left); ++a)
+        for (int64_t b = j; b < min64(j + kDirect, s.right); ++b)
+          part.sums[(b / lanes * s.left + a) * lanes + b % lanes] += sums[a - i][b - j];
+    }
+  }
+}
+
 template <class T>
 static void accumulate(const Screen& s, int64_t slab, void* workspace) {
   const Partial<T> part(s, workspace);
+  if (is_direct<T>(s)) {
+    const int64_t size = slab_size<T>(s), first = slab * size, count = min64(size, s.theta.features - first);
+    return s.measure == Measure::square ? accumulate_directly<Measure::square>(s, part, first, count)
+                                        : accumulate_directly<Measure::absolute>(s, part, first, count);
+  }
   const int64_t begin = slab * kSlab, n = min64(kSlab, s.theta.features - begin);
   if (s.measure == Measure::gram) find_centre(s, begin, n, part.centre, part.rows);
   const int64_t before = Partial<T>::packed_left(s);
@@ -249,9 +332,9 @@ static bool combine_norms(const Screen& s, void* workspace, int64_t parts, int64
 // itself or, through the Gram matrix, the sum of both squared norms; and `absolute`, where values underflow.
 //
 // A chain of n additions has the relative error n u in the sum of its terms' magnitudes (u: unit roundoff); there are
-// kSlab in a slab, one for each slab and each partial sum. For x.y that sum is at most |x||y| <= (|x|^2 + |y|^2) / 2,
-// and the product counts twice. Then: 2 for the difference and its square; through the Gram matrix 5 for the centring
-// of both rows, and the chain of a norm. A tenth more covers the terms of second order.
+// at most kSlab in a slab, one for each slab and each partial sum. For x.y that sum is at most |x||y| <= (|x|^2 +
+// |y|^2) / 2, and the product counts twice. Then: 2 for the difference and its square; through the Gram matrix 5 for
+// the centring of both rows, and the chain of a norm. A tenth more covers the terms of second order.
 struct Rounding {
   double relative;
   double absolute;
@@ -261,7 +344,7 @@ static Rounding rounding_of(const Screen& s, int64_t parts) {
   constexpr double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24, smallest = sizeof(T) == 8 ? 0x1p-1022 : 0x1p-126;
   const bool gram = s.measure == Measure::gram;
   const double norm = double(kSlab / kLanes<T> + 2 * kLanes<T>);
-  const double chain = double(kSlab + slabs(s) + parts) + (gram ? 5 + norm : 4);
+  const double chain = double(kSlab + slabs<T>(s) + parts) + (gram ? 5 + norm : 4);
   return {1.1 * unit * chain, 8 * double(s.theta.features) * smallest};
 }
 
@@ -403,7 +486,7 @@ static void gradient(const Rows& theta, int64_t row, const int64_t* others, cons
 #define HF_BY_TYPE(type, call, ...) ((type) == DType::f64 ? call<double>(__VA_ARGS__) : call<float>(__VA_ARGS__))
 
 extern const NeighborKernels neighbor_kernels = {
-    slabs,
+    [](const Screen& s) { return HF_BY_TYPE(s.compute, slabs, s); },
     [](const Screen& s) { return HF_BY_TYPE(s.compute, workspace, s); },
     [](const Screen& s, void* space) { HF_BY_TYPE(s.compute, clear, s, space); },
     [](const Screen& s, int64_t slab, void* space) { HF_BY_TYPE(s.compute, accumulate, s, slab, space); },

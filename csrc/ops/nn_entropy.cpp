@@ -64,7 +64,7 @@ class Search {
     };
     const Measure differences = p_ == 2 ? Measure::square : Measure::absolute;
     std::vector<Pass> passes;
-    if (p_ == 2) passes.push_back({Measure::gram, theta_.type});
+    if (p_ == 2 && count_ > kDirectRows) passes.push_back({Measure::gram, theta_.type});
     if (theta_.type == DType::f32) passes.push_back({differences, DType::f32});
     passes.push_back({differences, DType::f64});
     for (size_t i = 0; i < passes.size() && !open_.empty(); ++i) {
