@@ -199,7 +199,7 @@ SCHEMAS = {
         "(Tensor grad, Tensor theta, Tensor distance, Tensor index, int start, int stop, int p) -> Tensor"
     ),
 }
-_FAKES = {
+_FAKES: dict[str, tuple[Any, Any]] = {
     "nearest_neighbor": (_fake, _flops),
     "nearest_neighbor_backward": (_fake_backward, _flops_backward),
 }

@@ -84,9 +84,9 @@ class GroupDistances(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        *bounds, p, chosen = ctx.spec
-        if chosen == "reference":
-            op = reference.nearest_neighbor_backward
-        else:
+        start, stop, p, chosen = ctx.spec
+        every, distance, index = ctx.saved_tensors
+        op: Any = reference.nearest_neighbor_backward
+        if chosen != "reference":
             op = getattr(torch.ops.hyperfast, f"nearest_neighbor_backward_{chosen}")
-        return op(grad, *ctx.saved_tensors, *bounds, p), *(None,) * 4
+        return op(grad, every, distance, index, start, stop, p), *(None,) * 4
