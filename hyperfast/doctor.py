@@ -156,6 +156,13 @@ def _smoke_gauge(device: str) -> torch.Tensor:
     return fix_gauge(make_inputs(net.num_weights, 3, device=device), net)
 
 
+def _smoke_neighbors(device: str) -> torch.Tensor:
+    from .ops import nearest_neighbor
+    from .reference.nn_entropy import make_inputs
+
+    return nearest_neighbor(make_inputs(9, 20, device=device))[0]
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
@@ -164,6 +171,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
     "fix_gauge": _smoke_gauge,
+    "nearest_neighbor": _smoke_neighbors,
 }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hyperfast.benchmarks import ensemble, gauge, report, run, target_net
+from hyperfast.benchmarks import ensemble, gauge, nn_entropy, report, run, target_net
 from hyperfast.benchmarks.case import Case
 
 CPU = torch.device("cpu")
@@ -43,7 +43,10 @@ def test_rows_and_tables(tmp_path):
     assert "target_net/tiny" in report.table(rows)
 
 
-@pytest.mark.parametrize("case", [*target_net.cases(), *ensemble.cases(), *gauge.cases()], ids=lambda case: case.title)
+CASES = [*target_net.cases(), *ensemble.cases(), nn_entropy.cases()[0], gauge.cases()[0]]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_every_case_passes_its_gate(case):
     """Every implementation, too: a baseline that computes something else would be a straw man."""
     run.gate(case, CPU)
@@ -53,6 +56,10 @@ def test_every_case_passes_its_gate(case):
     for name, baseline in case.baselines.items():
         for got, value in zip(run._values(case, baseline, small), expected, strict=True):
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_the_longest_cases_are_not_quick():
+    assert [case.name for case in nn_entropy.cases() if not case.long] == ["N=32", "N=200", "N=1000"]
 
 
 def test_unknown_families_are_named(capsys):
