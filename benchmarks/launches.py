@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from hyperfast.kernels.ensemble import ensemble_sums
+from hyperfast.kernels.nn_entropy import nearest_neighbor, nearest_neighbor_backward
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
 from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
@@ -95,9 +96,28 @@ def target_net_dropout(short: bool) -> Iterator[Launch]:
             yield case, partial(dropout, x, seed, 1, 1 << 31, 2.0)
 
 
+def nn_entropy(short: bool) -> Iterator[Launch]:
+    """Few rows, all pairs, and screening: N <= 2048, more, long rows, and a rectangle of rows."""
+    shapes = {"N=32 D=20018": (32, 20018, 32), "N=3000 D=20018": (3000, 20018, 3000)}
+    if not short:
+        shapes |= {
+            "N=600 D=5": (600, 5, 600),
+            "N=1000 D=20018": (1000, 20018, 1000),
+            "N=3000 D=20018, 1000 rows": (3000, 20018, 1000),
+            "N=3000 D=40000": (3000, 40000, 3000),
+        }
+    for shape, (n, features, rows) in shapes.items():
+        for p in (1, 2):
+            theta, distance = torch.zeros(n, features), torch.zeros(n)
+            backward = (distance, theta, distance, torch.zeros(n, dtype=torch.int64), 0, rows, p)
+            yield f"{shape} p={p}", partial(nearest_neighbor, theta, 0, rows, p)
+            yield f"{shape} p={p} backward", partial(nearest_neighbor_backward, *backward)
+
+
 FAMILIES = {
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
     "ensemble": ensemble,
+    "nn_entropy": nn_entropy,
 }

@@ -80,6 +80,9 @@ def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     """Runs every family's launch cases for one target and returns a row per compiled kernel."""
     from hyperfast.kernels import (
         ensemble,
+        nn_entropy,
+        nn_entropy_exact,
+        nn_entropy_screen,
         product,
         target_net,
         target_net_cnn,
@@ -90,7 +93,10 @@ def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     from .launches import FAMILIES
 
     triton.runtime.driver.set_active(DryDriver(target))
-    modules = (ensemble, product, target_net, target_net_cnn, target_net_cnn_backward, target_net_dropout)
+    modules = (
+        ensemble, nn_entropy, nn_entropy_exact, nn_entropy_screen, product, target_net, target_net_cnn,
+        target_net_cnn_backward, target_net_dropout,
+    )  # fmt: skip
     kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}
     for kernel in kernels.values():
         kernel.device_caches.clear()  # they hold what was compiled for another target

@@ -1,16 +1,16 @@
 """Euclidean nearest neighbours of many rows: screened by a Gram matrix in 16 bits, certified, and settled from differences.
 
 1. Rows are centred by the column mean and rounded to float16, each with its own power of two, so that float16 has the
-   eleven bits of TF32 at twice its rate. What rounding left of each row is measured.
+   eleven bits of TF32 at twice its rate.
 2. The Gram matrix, the symmetric half where all rows are asked for, gives of every pair a lower bound of its squared
    distance. Of each row and slot (128 columns or so) the KEYS lowest are kept with their columns; N x N never is.
 3. Each row goes through its pairs in order of the bound, taking distances from differences, until the next bound is
    above the best distance: what remains is further, whatever was rounded.
 4. Slots in which more than was kept lies below the best distance (tight clusters) are searched from differences.
 
-The result has the bits of a search from differences over all pairs. The bound: v = x - mean = h + r, h in float16, so
-v_i.v_j = h_i.h_j + v_i.r_j + r_i.h_j, and with A >= |v|, |h| and B >= |r| + A * (error of a dot product) / 2
-|v_i.v_j - screened| <= A_i B_j + B_i A_j.
+The result has the bits of a search from differences over all pairs. The bound: v = x - mean = h + r with h in float16
+and |r| <= rho |v|, so v_i.v_j differs from the screened product by at most 2 rho |v_i||v_j| <= rho (|v_i|^2 + |v_j|^2),
+rho holding the product's own error, too. Hence |v_i - v_j|^2 >= low_i + low_j - 2 screened, low = (1 - 2 rho) |v|^2.
 """
 
 from __future__ import annotations
@@ -80,14 +80,18 @@ class ScreenConfig:
             return cls(128, 128, 64, 128, 4096, 8, 2)
         if rows <= 2048:  # 136 tiles at N=1000
             return cls(64, 64, 64, 64, 4096, 4, 4)
-        if features > 32768:
-            return cls(128, 128, 64, 128, 4096, 8, 3)
+        if features > 32768:  # two accumulators of 128 x 128 spill 490 bytes
+            return cls(64, 128, 64, 64, 4096, 8, 3)
         # 48 KB of operands for 4.2 MFLOP: with 128 x 128 tiles L2 would bound it.
         return cls(128, 256, 64, 128, 32768, 8, 3)
 
-    def dot_error(self, features: int) -> float:
-        """Error of a screened product relative to |h_i||h_j|: every addition may truncate at float32's last bit."""
-        return (min(features, self.fold) + triton.cdiv(features, self.fold) + 2) * 2 * U
+    def rho(self, features: int) -> float:
+        """|r| / |v| and half the error of a screened product relative to |h_i||h_j|.
+
+        float16 rounds by 2^-11; every addition of a product may truncate at float32's last bit.
+        """
+        additions = min(features, self.fold) + triton.cdiv(features, self.fold) + 2
+        return 1.001 * (2.0**-11 + additions * U)
 
 
 # ---- centring ---------------------------------------------------------------------------------------
@@ -126,14 +130,12 @@ def mean_kernel(sums, mean, N, D, CHUNKS, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def center_kernel(
-    theta, mean, rounded, low, size, rest, scale, D, row_stride, WIDTH, norm_error, dot_error, BLOCK: tl.constexpr
-):
-    """One row: v = theta - mean; h = v to float16, times a power of two; and what the bounds need of it.
+def center_kernel(theta, mean, rounded, low, scale, D, row_stride, WIDTH, shrink, BLOCK: tl.constexpr):
+    """One row: v = theta - mean; rounded = v / scale in float16, scale a power of two; low = |v|^2 * shrink.
 
-    rounded [N,WIDTH] float16, columns beyond D zero; scale: v = h * scale, roughly; low <= |v|^2; size = A;
-    rest = B. low is infinite for a row that is not finite, as its distances are. Reads theta's row twice, the second
-    time from L2, and writes half as much.
+    rounded [N,WIDTH], columns beyond D zero. The largest |v| comes to 2^14 .. 2^15: what is smaller than float16's
+    normal numbers is then 2^-28 of it. low is infinite for a row that is not finite, as its distances are, and -inf
+    where float32 can't hold |v|^2. Reads theta's row twice, the second time from L2, and writes half as much.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -148,33 +150,22 @@ def center_kernel(
         broken |= (~finite).to(tl.int32)
         largest = tl.maximum(largest, tl.where(finite, v, 0.0))
     top = tl.max(largest, 0)
-    # Powers of two by their exponent: the largest |v| comes to 2^14 .. 2^15.
+    # Powers of two by their exponent.
     exponent = tl.minimum(tl.maximum(top.to(tl.int32, bitcast=True) >> 23, 15), 254)
     up = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
     down = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    is_broken = tl.max(broken, 0) != 0
+    usable = (top < INFINITY) & (~is_broken)
     squares = tl.zeros((BLOCK,), tl.float32)
-    errors = tl.zeros((BLOCK,), tl.float32)
-    usable = (tl.max(broken, 0) == 0) & (top < INFINITY)
     for start in range(0, WIDTH, BLOCK):
         k = tl.cast(start, tl.int64) + column
         v = (tl.load(at + k, k < D, 0.0) - tl.load(mean + k, k < D, 0.0)) * up
         v = tl.where(usable, v, 0.0)
-        h = v.to(tl.float16)
-        r = v - h.to(tl.float32)
         squares += v * v
-        errors += r * r
-        tl.store(rounded + row * WIDTH + k, h, k < WIDTH)
-    norm = tl.sqrt(tl.sum(squares, 0)) * (1 + norm_error)
-    error = tl.sqrt(tl.sum(errors, 0)) * (1 + norm_error) + norm * 1.2e-7  # v itself is rounded
-    a = (norm + error) * down
-    b = (error * down + a * dot_error * 0.5) * 1.00001
-    square = (tl.sum(squares, 0) * down) * down * (1 - 2 * norm_error)
-    bounded = usable & (square < HUGE)
-    square = tl.where(bounded, square, 0.0)
-    is_broken = tl.max(broken, 0) != 0
+        tl.store(rounded + row * WIDTH + k, v.to(tl.float16), k < WIDTH)
+    square = (tl.sum(squares, 0) * down) * down * shrink
+    square = tl.where(usable & (tl.abs(square) < HUGE), square, -INFINITY)
     tl.store(low + row, tl.where(is_broken, INFINITY, square))
-    tl.store(size + row, tl.where(is_broken, 0.0, tl.where(bounded, a, INFINITY)))
-    tl.store(rest + row, tl.where(is_broken, 0.0, tl.where(bounded, b, INFINITY)))
     tl.store(scale + row, down)
 
 
@@ -202,57 +193,73 @@ def _products(x_at, y_at, WIDTH, FOLD: tl.constexpr, FOLDED: tl.constexpr, BK: t
 
 
 @triton.jit
+def _keep(
+    keys, dots, low, scale, low_x, scale_x, i, m, slot, tile_m, N, COUNT, SLOTS, above,
+    SYMMETRIC: tl.constexpr, SLOT: tl.constexpr,
+):  # fmt: skip
+    """Keeps the lowest KEYS bounds of rows m = START + i [BM] in one slot, dots [BM,SLOT]; `above`: of its columns, too."""
+    n = slot * SLOT + tl.arange(0, SLOT)
+    y = tl.minimum(n, N - 1)
+    bound = low_x[:, None] + tl.load(low + y)[None, :] - 2.0 * (dots * scale_x[:, None]) * tl.load(scale + y)[None, :]
+    bound = bound - TINY
+    bound = tl.where(bound > 0, bound, 0.0)  # also where it is NaN
+    counts = (i[:, None] < COUNT) & (n[None, :] < N) & (m[:, None] != n[None, :])
+    base = tl.where(counts, bound.to(tl.int32, bitcast=True) & ~IN_SLOT, NO_KEY)
+    at = keys + (i.to(tl.int64) * SLOTS + slot) * KEYS
+    last = tl.full(i.shape, -1, tl.int32)
+    for rank in tl.static_range(KEYS):
+        key = base | tl.arange(0, SLOT)[None, :]
+        last = tl.min(tl.where(key > last[:, None], key, NO_KEY), 1)
+        tl.store(at + rank, last, (i < COUNT) & (slot < SLOTS))
+    if SYMMETRIC:
+        at = keys + (n.to(tl.int64) * SLOTS + tile_m) * KEYS
+        last = tl.full((SLOT,), -1, tl.int32)
+        for rank in tl.static_range(KEYS):
+            key = base | tl.arange(0, SLOT)[:, None]
+            last = tl.min(tl.where(key > last[None, :], key, NO_KEY), 0)
+            tl.store(at + rank, last, (n < N) & above)
+
+
+@triton.jit
 def screen_kernel(
-    rounded, low, size, rest, scale, keys, N, WIDTH, START, COUNT, SLOTS,
+    rounded, low, scale, keys, N, WIDTH, START, COUNT, SLOTS,
     SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SLOT: tl.constexpr,
     FOLD: tl.constexpr, FOLDED: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
     """keys[i, slot] = the KEYS lowest bounds of row START + i among a slot's columns: BM rows x BN columns a program.
 
-    SYMMETRIC (BM = SLOT, all rows): tiles below the diagonal are left out, and tiles above it also serve their
-    columns. Neighbouring programs take TALL row tiles of the same columns, which L2 then holds. FLOPs: 2*BM*BN*WIDTH.
-    Reads (BM+BN)*WIDTH float16, mostly from L2; writes KEYS*(BM*BN/SLOT) keys, and as many for the columns.
+    BN is one or two slots. SYMMETRIC (BM = SLOT, all rows): tiles below the diagonal are left out, and tiles above it
+    also serve their columns. Neighbouring programs take TALL row tiles of the same columns, which L2 then holds.
+    FLOPs: 2*BM*BN*WIDTH. Reads (BM+BN)*WIDTH float16, mostly from L2; writes KEYS*BM*BN/SLOT keys, and as many for the
+    columns.
     """
     tiles_m, tiles_n = tl.cdiv(COUNT, BM), tl.cdiv(N, BN)
     band = tl.program_id(0) // (TALL * tiles_n)
     inside_band = tl.program_id(0) % (TALL * tiles_n)
     height = tl.minimum(tiles_m - band * TALL, TALL)
     tile_m, tile_n = band * TALL + inside_band % height, inside_band // height
-    SLOTS_N: tl.constexpr = BN // SLOT
+    WIDE: tl.constexpr = BN // SLOT
     if SYMMETRIC:
-        if tile_n < tile_m // SLOTS_N:
+        if tile_n < tile_m // WIDE:
             return
     i = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
     m = START + i
-    x = tl.minimum(m, N - 1).to(tl.int64)
-    y = tl.minimum(n, N - 1).to(tl.int64)
+    x = tl.minimum(m, N - 1)
     k = tl.arange(0, BK)
-    x_at = rounded + x[:, None] * WIDTH + k[None, :]
-    y_at = rounded + y[:, None] * WIDTH + k[None, :]
-    dots = _products(x_at, y_at, WIDTH, FOLD, FOLDED, BK) * tl.load(scale + x)[:, None] * tl.load(scale + y)[None, :]
-    error = tl.load(size + x)[:, None] * tl.load(rest + y)[None, :] + tl.load(rest + x)[:, None] * tl.load(size + y)[None, :]
-    bound = tl.load(low + x)[:, None] + tl.load(low + y)[None, :] - 2.0 * dots - 2.0 * error - TINY
-    bound = tl.where(bound > 0, bound, 0.0)  # also where it is NaN
-    counts = (i[:, None] < COUNT) & (n[None, :] < N) & (m[:, None] != n[None, :])
-    base = tl.where(counts, bound.to(tl.int32, bitcast=True) & ~IN_SLOT, NO_KEY)
-    for h in tl.static_range(SLOTS_N):
-        at = keys + (i.to(tl.int64) * SLOTS + tile_n * SLOTS_N + h) * KEYS
-        exists = (i < COUNT) & (tile_n * SLOTS_N + h < SLOTS)
-        last = tl.full((BM,), -1, tl.int32)
-        for rank in tl.static_range(KEYS):
-            key = base | (n % SLOT)[None, :]
-            mine = ((tl.arange(0, BN) // SLOT)[None, :] == h) & (key > last[:, None])
-            last = tl.min(tl.where(mine, key, NO_KEY), 1)
-            tl.store(at + rank, last, exists)
-    if SYMMETRIC:
-        at = keys + (n.to(tl.int64) * SLOTS + tile_m) * KEYS
-        exists = (n < N) & (tile_n > tile_m // SLOTS_N)
-        last = tl.full((BN,), -1, tl.int32)
-        for rank in tl.static_range(KEYS):
-            key = base | (i % SLOT)[:, None]
-            last = tl.min(tl.where(key > last[None, :], key, NO_KEY), 0)
-            tl.store(at + rank, last, exists)
+    x_at = rounded + x.to(tl.int64)[:, None] * WIDTH + k[None, :]
+    y_at = rounded + tl.minimum(n, N - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
+    dots = _products(x_at, y_at, WIDTH, FOLD, FOLDED, BK)
+    low_x, scale_x = tl.load(low + x), tl.load(scale + x)
+    above = tile_n > tile_m // WIDE
+    if WIDE == 1:
+        _keep(keys, dots, low, scale, low_x, scale_x, i, m, tile_n, tile_m, N, COUNT, SLOTS, above, SYMMETRIC, SLOT)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(dots, (BM, 2, SLOT)), (0, 2, 1)))
+        slot = tile_n * 2
+        _keep(keys, left, low, scale, low_x, scale_x, i, m, slot, tile_m, N, COUNT, SLOTS, above, SYMMETRIC, SLOT)
+        slot += 1
+        _keep(keys, right, low, scale, low_x, scale_x, i, m, slot, tile_m, N, COUNT, SLOTS, above, SYMMETRIC, SLOT)
 
 
 # ---- settling from differences ----------------------------------------------------------------------
@@ -372,12 +379,10 @@ def slots_kernel(
 
 @dataclass(frozen=True)
 class Screen:
-    """Centred rows in float16 and the terms of their bounds: rounded [N,WIDTH], the others [N] float32."""
+    """Centred rows in float16 [N,WIDTH], and of each its scale and its term of the bounds, [N] float32."""
 
     rounded: Tensor
     low: Tensor
-    size: Tensor
-    rest: Tensor
     scale: Tensor
 
 
@@ -393,15 +398,13 @@ def centered(theta: Tensor, config: ScreenConfig) -> Screen:
     )
     mean_kernel[(triton.cdiv(features, 128),)](sums, mean, n, features, chunks, BLOCK=128, num_warps=4)
     width = triton.cdiv(features, 64) * 64
-    screen = Screen(
-        theta.new_empty(n, width, dtype=torch.float16), *(theta.new_empty(n) for _ in ("low", "size", "rest", "scale"))
-    )
+    screen = Screen(theta.new_empty(n, width, dtype=torch.float16), theta.new_empty(n), theta.new_empty(n))
     block = min(4096, triton.next_power_of_2(features))
-    # Additions one after the other in each place of a block, then a tree over the block; and roundings around it.
-    norm_error = (triton.cdiv(features, block) + 40) * U
+    # |v|^2: additions one after the other in each place of a block, a tree over the block, and some 30 other roundings.
+    shrink = 1 - 2 * config.rho(width) - (triton.cdiv(width, block) + 50) * U
     center_kernel[(n,)](
-        theta, mean, screen.rounded, screen.low, screen.size, screen.rest, screen.scale, features, theta.stride(0),
-        width, norm_error, config.dot_error(width), BLOCK=block, num_warps=8,
+        theta, mean, screen.rounded, screen.low, screen.scale, features, theta.stride(0), width, shrink, BLOCK=block,
+        num_warps=8,
     )  # fmt: skip
     return screen
 
@@ -434,8 +437,7 @@ def _turn(
     keys = new(count, slots, KEYS.value, dtype=torch.int32)
     tiles = triton.cdiv(count, config.m) * triton.cdiv(n, config.n)
     screen_kernel[(tiles,)](
-        screen.rounded, screen.low, screen.size, screen.rest, screen.scale, keys, n, screen.rounded.shape[1], start,
-        count, slots, SYMMETRIC=count == n, BM=config.m, BN=config.n, BK=config.k, SLOT=config.slot, FOLD=config.fold,
+        screen.rounded, screen.low, screen.scale, keys, n, screen.rounded.shape[1], start, count, slots, SYMMETRIC=count == n, BM=config.m, BN=config.n, BK=config.k, SLOT=config.slot, FOLD=config.fold,
         FOLDED=screen.rounded.shape[1] > config.fold, TALL=16, num_warps=config.num_warps,
         num_stages=config.num_stages,
     )  # fmt: skip
