@@ -21,10 +21,10 @@ GROUP = tl.constexpr(1024)
 NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 INFINITE = tl.constexpr(0x7F800000)
 
-# Rows x columns of differences held at once, 16 chains each: 64 registers a thread with 8 warps. Reads 64 rows for
-# 1024 pairs, so L1 serves about a load for every four arithmetic instructions. Speed not measured.
+# Rows x columns of differences held at once, 16 chains each: 64 registers a thread with 4 warps. 32 x 32 with 8 warps
+# spills 4 bytes on sm_100. Speed not measured.
 ROWS = 32
-COLUMNS = 32
+COLUMNS = 16
 # Up to this many rows, single groups go to programs of their own: their sums take N/1024 of theta's bytes.
 SPLIT_ROWS = 512
 SPLIT_TILE = 16
@@ -250,7 +250,7 @@ def nearest_of_all(theta: Tensor, start: int, stop: int, p: int) -> tuple[Tensor
     parts = theta.new_empty(count, triton.cdiv(n, width), dtype=torch.int64)
     nearest_kernel[(tiles * parts.shape[1],)](
         theta, parts, n, features, theta.stride(0), start, count, parts.shape[1], width, P=p, BR=ROWS, BC=COLUMNS,
-        num_warps=8,
+        num_warps=4,
     )  # fmt: skip
     merge(theta, parts, start, p, distance, index)
     return distance, index
