@@ -33,6 +33,10 @@ class Case:
     dtype: torch.dtype = torch.float32
     compiled: tuple[str, ...] = field(default=("careful",))
     """Baselines that are also run under torch.compile."""
+    flops_with_backward: int | None = None
+    """Of forward and backward together; None: three times forward's, a product to inputs and one to weights."""
+    long: bool = False
+    """Left out of --quick."""
 
     @property
     def title(self) -> str:

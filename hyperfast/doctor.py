@@ -146,6 +146,13 @@ def _smoke_dropout(device: str) -> torch.Tensor:
     return dropout(torch.ones(2, 5, 7, device=device), 0.3, torch.tensor([11], device=device))
 
 
+def _smoke_neighbors(device: str) -> torch.Tensor:
+    from .ops import nearest_neighbor
+    from .reference.nn_entropy import make_inputs
+
+    return nearest_neighbor(make_inputs(9, 20, device=device))[0]
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
@@ -153,6 +160,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_conv2d": _smoke_conv2d,
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
+    "nearest_neighbor": _smoke_neighbors,
 }
 
 

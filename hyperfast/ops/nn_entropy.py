@@ -1,8 +1,8 @@
 """Nearest-neighbour distances of N long vectors, and the Kozachenko-Leonenko entropy made of them.
 
 The raw ops, for theta [N,D] in float32 or float64:
-    hyperfast::nearest_neighbor_triton(theta, start, stop, p) -> distance [stop-start], index [stop-start] int64
-    hyperfast::nearest_neighbor_backward_triton(grad [N], theta, distance [N], index [N], start, stop, p)
+    hyperfast::nearest_neighbor_{cpp,triton}(theta, start, stop, p) -> distance [stop-start], index [stop-start] int64
+    hyperfast::nearest_neighbor_backward_{cpp,triton}(grad [N], theta, distance [N], index [N], start, stop, p)
         -> [stop-start, D], the gradient of sum_i grad_i distance_i with respect to the rows start..stop-1
 """
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .. import backends
+from .. import backends, native
 from ..reference import nn_entropy as reference
 from .checks import check_tensor
 
-backends.register("nearest_neighbor", "triton")
+backends.register("nearest_neighbor", "cpp", "triton")
 
 
 # ---- public -----------------------------------------------------------------------------------------
@@ -208,6 +208,6 @@ for _op, (_fake_of, _flops_of) in _FAKES.items():
     _library.define(f"{_op}_triton" + SCHEMAS[_op])
     for _key in ("CPU", "CUDA", "XPU"):
         _library.impl(f"{_op}_triton", _triton(_op), _key)
-    for _name in [f"{_op}_triton"]:
+    for _name in [f"{_op}_triton"] + [f"{_op}_cpp"] * (native.WHY_NOT_LOADED is None):
         torch.library.register_fake(f"hyperfast::{_name}", _fake_of, lib=_library)
         register_flop_formula(getattr(torch.ops.hyperfast, _name))(_flops_of)

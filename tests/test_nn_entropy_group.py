@@ -1,0 +1,96 @@
+"""nn_entropy among ranks against one process: two and three processes over gloo."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import hyperfast as hf
+from hyperfast.reference.nn_entropy import make_inputs
+
+ROWS = {2: [5, 8], 3: [6, 0, 9]}  # of each rank
+FEATURES, NOISE, BATCH = 37, 4, 6
+
+
+def generator() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(NOISE, 16), nn.Tanh(), nn.Linear(16, FEATURES))
+
+
+def noise(world: int) -> torch.Tensor:
+    return torch.randn(world * BATCH, NOISE, generator=torch.Generator().manual_seed(4))
+
+
+def work(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        torch.save(measured(rank, world), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def measured(rank: int, world: int) -> dict:
+    """What a rank computes, for the test to compare."""
+    out, group = {}, dist.group.WORLD
+    own = make_inputs(sum(ROWS[world]), FEATURES).split(ROWS[world])[rank]
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    for name, where, backend, p in (
+        ("cpp", group, "cpp", 2),
+        ("absolute", group, "cpp", 1),
+        ("mesh", mesh, "cpp", 2),
+        ("reference", group, "reference", 2),
+    ):
+        theta = own.clone().requires_grad_()
+        with hf.backend(backend):
+            value = hf.ops.nn_entropy(theta, dim=NOISE, p=p, group=where)
+        (2 * value).backward()
+        out[name] = value.detach(), theta.grad
+    # DistributedDataParallel averages over ranks what is to be a sum: hence the factor.
+    model = nn.parallel.DistributedDataParallel(generator())
+    theta = model(noise(world).split(BATCH)[rank])
+    (-world * hf.ops.nn_entropy(theta, dim=NOISE, group=group)).backward()
+    out["ddp"] = [parameter.grad for parameter in model.parameters()]
+    out["errors"] = [
+        refused(torch.zeros(2, 3 + rank), group),
+        refused(torch.zeros(int(rank == 0), 3), group),
+        refused(torch.zeros(2, 3, dtype=torch.float64 if rank else torch.float32), group),
+    ]
+    return out
+
+
+def refused(theta, group) -> str:
+    try:
+        hf.ops.nn_entropy(theta, group=group)
+    except ValueError as wrong:
+        return str(wrong)
+    return "nothing was raised"
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_20_ranks_equal_one_process(world, tmp_path):
+    mp.spawn(work, (world, str(tmp_path)), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    for name, p in (("cpp", 2), ("absolute", 1), ("mesh", 2), ("reference", 2)):
+        theta = make_inputs(sum(ROWS[world]), FEATURES).requires_grad_()
+        value = hf.ops.nn_entropy(theta, dim=NOISE, p=p)
+        (2 * value).backward()
+        gathered = torch.cat([rank[name][1] for rank in ranks])
+        assert all(torch.equal(rank[name][0], ranks[0][name][0]) for rank in ranks)
+        if name == "reference":
+            torch.testing.assert_close(ranks[0][name][0], value.detach())
+            torch.testing.assert_close(gathered, theta.grad)
+        else:
+            assert torch.equal(ranks[0][name][0], value.detach())
+            assert torch.equal(gathered, theta.grad)
+
+    model = generator()
+    (-hf.ops.nn_entropy(model(noise(world)), dim=NOISE)).backward()
+    for rank in ranks:
+        for got, parameter in zip(rank["ddp"], model.parameters(), strict=True):
+            torch.testing.assert_close(got, parameter.grad, rtol=1e-5, atol=1e-6)
+        features, rows, dtypes = rank["errors"]
+        assert "theta must have the same features and dtype on every rank" in features
+        assert "theta must have at least two rows among all ranks" in rows
+        assert "theta must have the same features and dtype on every rank" in dtypes
