@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyperfast.backends import INTERPRETING
+
 # 64 steps a chain: their rounding errors stay below those of the 20 groups of 20,018 features.
 LANES = tl.constexpr(16)
 GROUP = tl.constexpr(1024)
@@ -20,14 +22,14 @@ GROUP = tl.constexpr(1024)
 # Larger than every packed distance.
 NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 INFINITE = tl.constexpr(0x7F800000)
+SMALL = tl.constexpr(1e-24)  # below it, squares lost below float32's range may count
 
 # Rows x columns of differences held at once, 16 chains each: 64 registers a thread with 4 warps. 32 x 32 with 8 warps
 # spills 4 bytes on sm_100. Speed not measured.
-ROWS = 32
-COLUMNS = 16
+ROWS, COLUMNS = (64, 128) if INTERPRETING else (32, 16)  # the interpreter's cost is per operation, not per value
 # Up to this many rows, single groups go to programs of their own: their sums take N/1024 of theta's bytes.
 SPLIT_ROWS = 512
-SPLIT_TILE = 16
+SPLIT_TILE = 128 if INTERPRETING else 16
 # Programs that a large GPU wants; a program takes all columns of its rows where there are as many row tiles.
 PROGRAMS = 1056
 # Groups that one warp sums side by side for one pair.
@@ -120,14 +122,54 @@ def nearest_of_columns(theta, row, first, last, D, row_stride, P: tl.constexpr, 
 
 
 @triton.jit
-def store_nearest(theta, best, row, at, distance, index, D, row_stride, P: tl.constexpr, GROUPS: tl.constexpr):
-    """Unpacks the nearest of one row; an infinite one again from differences, where it may have been a NaN."""
+def _wide_square(x_at, y_at, D, GROUPS: tl.constexpr):
+    """Squared distance of one pair in float64."""
+    lane = tl.arange(0, GROUPS * LANES)
+    sums = tl.zeros((GROUPS * LANES,), tl.float64)
+    for first in range(0, D, GROUPS * LANES):
+        at = tl.cast(first, tl.int64) + lane
+        x = tl.load(x_at + at, at < D, 0.0).to(tl.float64)
+        y = tl.load(y_at + at, at < D, 0.0).to(tl.float64)
+        sums += (x - y) * (x - y)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
+def _wide_search(theta, column, row, N, D, row_stride, GROUPS: tl.constexpr):
+    """Squared distance in float64 and column of the nearest of one row whose squares leave float32's range.
+
+    Equal rows are decided by one pair, a row that is not finite by two; all columns are sought only where squares
+    overflow or vanish.
+    """
+    x_at = theta + row * row_stride
+    itself = _wide_square(x_at, x_at, D, GROUPS)  # 0, or NaN where the row is not finite
+    best = _wide_square(x_at, theta + column * row_stride, D, GROUPS)
+    if (itself == 0) & (best != 0):
+        best = tl.full((), float("inf"), tl.float64)
+        for j in range(0, N):
+            square = _wide_square(x_at, theta + tl.cast(j, tl.int64) * row_stride, D, GROUPS)
+            nearer = (j != row) & (square < best)
+            best = tl.where(nearer, square, best)
+            column = tl.where(nearer, j, column)
+        if best == float("inf"):  # all others are broken
+            best = _wide_square(x_at, theta + column * row_stride, D, GROUPS)
+    return best, column
+
+
+@triton.jit
+def store_nearest(theta, best, row, at, distance, index, N, D, row_stride, P: tl.constexpr, GROUPS: tl.constexpr):
+    """Unpacks the nearest of one row. An infinite one is taken again from differences: it may have been a NaN."""
     column = best & 0xFFFFFFFF
     total = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    if (best >> 32) == INFINITE:
-        total = pair_sum(theta + row * row_stride, theta + column * row_stride, D, P, GROUPS)
-    if P == 2:
-        total = tl.sqrt_rn(total)
+    if P == 1:
+        if total == float("inf"):
+            total = pair_sum(theta + row * row_stride, theta + column * row_stride, D, P, GROUPS)
+    else:
+        if (total == float("inf")) | (total < SMALL):
+            square, column = _wide_search(theta, column, row, N, D, row_stride, GROUPS)
+            total = tl.sqrt(square).to(tl.float32)
+        else:
+            total = tl.sqrt_rn(total)
     tl.store(distance + at, total)
     tl.store(index + at, column)
 
@@ -167,7 +209,7 @@ def sum_parts_kernel(
         at += tl.cast(COUNT, tl.int64) * N
     row = (START + i).to(tl.int64)
     best = tl.min(tl.where((column < N) & (column != row), pack(total, column), NOTHING), 0)
-    store_nearest(theta, best, row, i, distance, index, D, row_stride, P, PAIR)
+    store_nearest(theta, best, row, i, distance, index, N, D, row_stride, P, PAIR)
 
 
 @triton.jit
@@ -188,7 +230,7 @@ def nearest_kernel(
 
 @triton.jit
 def merge_kernel(
-    theta, best, parts, flags, distance, index, D, row_stride, START, PARTS,
+    theta, best, parts, flags, distance, index, N, D, row_stride, START, PARTS,
     P: tl.constexpr, FLAGGED: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """The nearest of one row a program, from PARTS packed ones; FLAGGED: from best[i] and from flagged parts alone."""
@@ -203,7 +245,7 @@ def merge_kernel(
         if FLAGGED:
             inside &= tl.load(flags + at, inside, 0) != 0
         found = tl.minimum(found, tl.min(tl.load(parts + at, inside, NOTHING), 0))
-    store_nearest(theta, found, (START + i).to(tl.int64), i, distance, index, D, row_stride, P, PAIR)
+    store_nearest(theta, found, (START + i).to(tl.int64), i, distance, index, N, D, row_stride, P, PAIR)
 
 
 # ---- launchers --------------------------------------------------------------------------------------
@@ -221,7 +263,7 @@ def merge(
     """parts [n,PARTS] packed, with best [n] and flags [n,PARTS] only flagged ones -> distance and index [n], in place."""
     merge_kernel[(parts.shape[0],)](
         theta, parts if best is None else best, parts, parts if flags is None else flags, distance, index,
-        theta.shape[1], theta.stride(0), start, parts.shape[1], P=p, FLAGGED=flags is not None,
+        *theta.shape, theta.stride(0), start, parts.shape[1], P=p, FLAGGED=flags is not None,
         BLOCK=min(256, triton.next_power_of_2(parts.shape[1])), PAIR=pair_groups(theta.shape[1]), num_warps=1,
     )  # fmt: skip
 

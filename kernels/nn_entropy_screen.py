@@ -80,10 +80,9 @@ class ScreenConfig:
             return cls(64, 128, 64, 64, 4096, 8, 2)
         if rows <= 2048:  # 136 tiles at N=1000; 4 warps spill 104 bytes on sm_80
             return cls(64, 64, 64, 64, 4096, 8, 4)
-        if features > 32768:  # two accumulators of 128 x 128 spill 490 bytes
+        # Two accumulators of 128 x 128 spill 490 bytes; and on sm_100 one does, 152 bytes with Triton 3.6.
+        if features > 32768 or triton.runtime.driver.active.get_current_target().arch >= 100:
             return cls(64, 128, 64, 64, 4096, 8, 3)
-        if triton.runtime.driver.active.get_current_target().arch >= 100:  # 128 x 256 spills 152 bytes with Triton 3.6
-            return cls(128, 128, 64, 128, 32768, 8, 4)
         # 48 KB of operands for 4.2 MFLOP: with 128 x 128 tiles L2 would bound it.
         return cls(128, 256, 64, 128, 32768, 8, 3)
 
