@@ -37,7 +37,7 @@ def _contribution(theta, grad, distance, i, x, other, k, inside, row_stride, P: 
     g = tl.load(grad + i)
     d = tl.load(distance + i)
     difference = x - tl.load(theta + other * row_stride + k, inside, 0.0)
-    if P == 1:
+    if P == 1:  # noqa: SIM108
         part = tl.where(difference > 0, g, tl.where(difference < 0, -g, 0.0))
     else:
         part = tl.div_rn(g, d) * difference

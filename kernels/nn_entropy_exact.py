@@ -41,11 +41,7 @@ PAIR_GROUPS = 32
 
 @triton.jit
 def _add(chains, difference, P: tl.constexpr):
-    if P == 1:
-        chains = chains + tl.abs(difference)
-    else:
-        chains = tl.fma(difference, difference, chains)
-    return chains
+    return chains + tl.abs(difference) if P == 1 else tl.fma(difference, difference, chains)
 
 
 @triton.jit
@@ -122,15 +118,15 @@ def nearest_of_columns(theta, row, first, last, D, row_stride, P: tl.constexpr, 
 
 
 @triton.jit
-def _wide_square(x_at, y_at, D, GROUPS: tl.constexpr):
-    """Squared distance of one pair in float64."""
+def _wide_sum(x_at, y_at, D, P: tl.constexpr, GROUPS: tl.constexpr):
+    """Sum of |x - y|^P of one pair in float64."""
     lane = tl.arange(0, GROUPS * LANES)
     sums = tl.zeros((GROUPS * LANES,), tl.float64)
     for first in range(0, D, GROUPS * LANES):
         at = tl.cast(first, tl.int64) + lane
         x = tl.load(x_at + at, at < D, 0.0).to(tl.float64)
         y = tl.load(y_at + at, at < D, 0.0).to(tl.float64)
-        sums += (x - y) * (x - y)
+        sums += tl.abs(x - y) if P == 1 else (x - y) * (x - y)
     return tl.sum(sums, 0)
 
 
@@ -142,17 +138,17 @@ def _wide_search(theta, column, row, N, D, row_stride, GROUPS: tl.constexpr):
     overflow or vanish.
     """
     x_at = theta + row * row_stride
-    itself = _wide_square(x_at, x_at, D, GROUPS)  # 0, or NaN where the row is not finite
-    best = _wide_square(x_at, theta + column * row_stride, D, GROUPS)
+    itself = _wide_sum(x_at, x_at, D, 2, GROUPS)  # 0, or NaN where the row is not finite
+    best = _wide_sum(x_at, theta + column * row_stride, D, 2, GROUPS)
     if (itself == 0) & (best != 0):
         best = tl.full((), float("inf"), tl.float64)
         for j in range(0, N):
-            square = _wide_square(x_at, theta + tl.cast(j, tl.int64) * row_stride, D, GROUPS)
+            square = _wide_sum(x_at, theta + tl.cast(j, tl.int64) * row_stride, D, 2, GROUPS)
             nearer = (j != row) & (square < best)
             best = tl.where(nearer, square, best)
             column = tl.where(nearer, j, column)
         if best == float("inf"):  # all others are broken
-            best = _wide_square(x_at, theta + column * row_stride, D, GROUPS)
+            best = _wide_sum(x_at, theta + column * row_stride, D, 2, GROUPS)
     return best, column
 
 
@@ -196,7 +192,7 @@ def part_kernel(theta, parts, N, D, row_stride, START, COUNT, P: tl.constexpr, T
 
 @triton.jit
 def sum_parts_kernel(
-    theta, parts, distance, index, N, D, row_stride, START, COUNT, GROUPS,
+    theta, parts, distance, index, N, D, row_stride, START, COUNT, GROUPS, slack,
     P: tl.constexpr, BLOCK: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """The nearest of one row a program: its GROUPS x N sums of groups are read once and added in order."""
@@ -208,7 +204,23 @@ def sum_parts_kernel(
         total += tl.load(at, column < N, 0.0)
         at += tl.cast(COUNT, tl.int64) * N
     row = (START + i).to(tl.int64)
-    best = tl.min(tl.where((column < N) & (column != row), pack(total, column), NOTHING), 0)
+    other = (column < N) & (column != row)
+    best = tl.min(tl.where(other, pack(total, column), NOTHING), 0)
+    # Several within rounding of the best: float64 decides which, and the distance is that pair's.
+    limit = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True) * slack
+    limit = tl.where(limit < float("inf"), limit, -1.0)
+    close = other & (total <= limit)
+    if tl.sum(close.to(tl.int32), 0) > 1:
+        x_at = theta + row * row_stride
+        least = tl.full((), float("inf"), tl.float64)
+        nearest = tl.full((), 0, tl.int32)
+        j = tl.min(tl.where(close, column, BLOCK), 0)
+        while j < BLOCK:
+            wide = _wide_sum(x_at, theta + j.to(tl.int64) * row_stride, D, P, PAIR)
+            nearest = tl.where(wide < least, j, nearest)
+            least = tl.minimum(wide, least)
+            j = tl.min(tl.where(close & (column > j), column, BLOCK), 0)
+        best = pack(tl.sum(tl.where(column == nearest, total, 0.0), 0), nearest)
     store_nearest(theta, best, row, i, distance, index, N, D, row_stride, P, PAIR)
 
 
@@ -256,6 +268,11 @@ def pair_groups(features: int) -> int:
     return min(PAIR_GROUPS, triton.next_power_of_2(triton.cdiv(features, GROUP.value)))
 
 
+def slack(features: int) -> float:
+    """What a distance may be above another's and still be nearer: the roundings of both sums, and of differences."""
+    return 1 + 3 * (80 + triton.cdiv(features, GROUP.value)) * 2.0**-24
+
+
 def merge(
     theta: Tensor, parts: Tensor, start: int, p: int, distance: Tensor, index: Tensor,
     best: Tensor | None = None, flags: Tensor | None = None,
@@ -283,7 +300,8 @@ def nearest_of_all(theta: Tensor, start: int, stop: int, p: int) -> tuple[Tensor
                 theta, sums, n, features, theta.stride(0), start, count, P=p, TILE=SPLIT_TILE, num_warps=4
             )
         sum_parts_kernel[(count,)](
-            theta, sums, distance, index, n, features, theta.stride(0), start, count, groups, P=p,
+            theta, sums, distance, index, n, features, theta.stride(0), start, count, groups,
+            slack(features), P=p,
             BLOCK=triton.next_power_of_2(n), PAIR=pair_groups(features), num_warps=1,
         )  # fmt: skip
         return distance, index

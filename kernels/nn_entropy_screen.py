@@ -27,7 +27,6 @@ from hyperfast.backends import INTERPRETING
 from .common import is_amd
 from .nn_entropy_exact import (
     COLUMNS,
-    GROUP,
     NOTHING,
     PROGRAMS,
     ROWS,
@@ -36,6 +35,7 @@ from .nn_entropy_exact import (
     pack,
     pair_groups,
     pair_sum,
+    slack,
 )
 
 # Pairs kept of a row and slot. With three candidates a row among 10,000 rows in 79 slots, four in one slot are rare.
@@ -240,7 +240,7 @@ def screen_kernel(
     height = tl.minimum(tiles_m - band * TALL, TALL)
     tile_m, tile_n = band * TALL + inside_band % height, inside_band // height
     WIDE: tl.constexpr = BN // SLOT
-    if SYMMETRIC:
+    if SYMMETRIC:  # noqa: SIM102 - a constant: where it is false the test inside is not compiled
         if tile_n < tile_m // WIDE:
             return
     i = tile_m * BM + tl.arange(0, BM)
@@ -443,10 +443,8 @@ def _turn(
         num_stages=config.num_stages,
     )  # fmt: skip
     best, flags = new(count, dtype=torch.int64), new(count, slots, dtype=torch.int8)
-    # Chains of 64, a tree of four, the groups; the same for both distances compared, and the subtraction.
-    slack = 1 + 3 * (80 + triton.cdiv(features, GROUP.value)) * U
     settle_kernel[(count,)](
-        theta, keys, best, flags, features, theta.stride(0), start, slots, slack, SLOT=config.slot, MOST=most,
+        theta, keys, best, flags, features, theta.stride(0), start, slots, slack(features), SLOT=config.slot, MOST=most,
         BLOCK=min(512, triton.next_power_of_2(slots * KEYS.value)), PAIR=pair_groups(features), num_warps=1,
     )  # fmt: skip
     lists, listed = new(slots, count, dtype=torch.int32), new(slots, dtype=torch.int32)
