@@ -11,6 +11,8 @@
 The result has the bits of a search from differences over all pairs. The bound: v = x - mean = h + r with h in float16
 and |r| <= rho |v|, so v_i.v_j differs from the screened product by at most 2 rho |v_i||v_j| <= rho (|v_i|^2 + |v_j|^2),
 rho holding the product's own error, too. Hence |v_i - v_j|^2 >= low_i + low_j - 2 screened, low = (1 - 2 rho) |v|^2.
+
+Longer than 400 lines: the bounds that one kernel writes are those that the next one trusts.
 """
 
 from __future__ import annotations
