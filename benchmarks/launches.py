@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.gauge import gauge, gauge_backward
+from hyperfast.kernels.nn_entropy import nearest_neighbor, nearest_neighbor_backward
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
 from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
@@ -117,10 +118,29 @@ def fix_gauge(short: bool) -> Iterator[Launch]:
             yield f"{case} backward", partial(gauge_backward, theta, theta, scales, rows)
 
 
+def nn_entropy(short: bool) -> Iterator[Launch]:
+    """Few rows, all pairs, and screening: N <= 2048, more, long rows, and a rectangle of rows."""
+    shapes = {"N=32 D=20018": (32, 20018, 32), "N=3000 D=20018": (3000, 20018, 3000)}
+    if not short:
+        shapes |= {
+            "N=600 D=5": (600, 5, 600),
+            "N=1000 D=20018": (1000, 20018, 1000),
+            "N=3000 D=20018, 1000 rows": (3000, 20018, 1000),
+            "N=3000 D=40000": (3000, 40000, 3000),
+        }
+    for shape, (n, features, rows) in shapes.items():
+        for p in (1, 2):
+            theta, distance = torch.zeros(n, features), torch.zeros(n)
+            backward = (distance, theta, distance, torch.zeros(n, dtype=torch.int64), 0, rows, p)
+            yield f"{shape} p={p}", partial(nearest_neighbor, theta, 0, rows, p)
+            yield f"{shape} p={p} backward", partial(nearest_neighbor_backward, *backward)
+
+
 FAMILIES = {
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
     "ensemble": ensemble,
     "gauge": fix_gauge,
+    "nn_entropy": nn_entropy,
 }

@@ -3,7 +3,7 @@
 A driver that launches nothing is put in Triton's place, so that the real launchers run on CPU tensors with the
 real specialisation and compilation for a chosen architecture; what they compiled is read from the results.
 
-    python -m hyperfast.benchmarks.resources [--short] [--target sm_90 ...] [--json FILE]
+    python -m hyperfast.benchmarks.resources [--short] [--target sm_90 ...] [--family gauge ...] [--json FILE]
 """
 
 from __future__ import annotations
@@ -76,11 +76,14 @@ class DryDriver:
         return ty
 
 
-def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
-    """Runs every family's launch cases for one target and returns a row per compiled kernel."""
+def compile_cases(target: str, short: bool, families: list[str] | None = None) -> list[dict[str, Any]]:
+    """Runs the families' launch cases (None: all) for one target and returns a row per compiled kernel."""
     from hyperfast.kernels import (
         ensemble,
         gauge,
+        nn_entropy,
+        nn_entropy_exact,
+        nn_entropy_screen,
         product,
         target_net,
         target_net_cnn,
@@ -91,12 +94,17 @@ def compile_cases(target: str, short: bool) -> list[dict[str, Any]]:
     from .launches import FAMILIES
 
     triton.runtime.driver.set_active(DryDriver(target))
-    modules = (ensemble, gauge, product, target_net, target_net_cnn, target_net_cnn_backward, target_net_dropout)
+    modules = (
+        ensemble, gauge, nn_entropy, nn_entropy_exact, nn_entropy_screen, product, target_net, target_net_cnn,
+        target_net_cnn_backward, target_net_dropout,
+    )  # fmt: skip
     kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}
     for kernel in kernels.values():
         kernel.device_caches.clear()  # they hold what was compiled for another target
     rows: list[dict[str, Any]] = []
     for family, launches in FAMILIES.items():
+        if families and family not in families:
+            continue
         for case, launch in launches(short):
             before = {name: _compiled(kernel) for name, kernel in kernels.items()}
             launch()
@@ -151,11 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="the main shapes only")
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--family", nargs="+", help="these families only")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args(arguments)
     rows = []
     for target in options.target:
-        for row in compile_cases(target, options.short):
+        for row in compile_cases(target, options.short, options.family):
             rows.append(row)
             print("{target:7} {kernel:22} {case:40} {variant} regs {registers:4} spills {spill_bytes:5} shared {shared:7}"
                   .format(**row), flush=True)  # fmt: skip
