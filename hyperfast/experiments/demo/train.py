@@ -12,7 +12,7 @@ from torch import nn
 from ...data import Digits
 from ...models import FilterHypernetwork
 from ...nn import TargetNet
-from ...reference.nn_entropy import nn_entropy
+from ...ops import nn_entropy
 from .. import checkpoint
 from ..training import generator_at, stop_between_steps
 from .config import Config

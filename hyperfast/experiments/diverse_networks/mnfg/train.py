@@ -12,10 +12,10 @@ from torch import Tensor
 from ....data import Labelled, load_mnist
 from ....models import MultiplicativeFlows, targets
 from ....nn import TargetNet
+from ....ops import fix_gauge, nn_entropy
 from ... import checkpoint
 from ...experiment import Trained
 from ...training import generator_at
-from ..gauge import fix_gauge, nn_entropy
 from ..loop import Training, report
 from ..loop import run as run_loop
 from ..networks import mean_scores
@@ -69,7 +69,7 @@ def validate(
     noise = flows.noise(config.seed)(torch.arange(config.validation_networks)).to(data.images.device)
     theta, divergence = flows.draw(noise, generator_at(config.seed, 0))
     cross_entropy, accuracy = mean_scores(net, theta, data)
-    kl, entropy = divergence.mean().item(), nn_entropy(fix_gauge(theta, net.plan), NOISE_DIMENSION).item()
+    kl, entropy = divergence.mean().item(), nn_entropy(fix_gauge(theta, net), NOISE_DIMENSION).item()
     return dict(zip(VALIDATION, (cross_entropy + kl / images, cross_entropy, kl, entropy, accuracy), strict=True))
 
 
@@ -107,7 +107,7 @@ def load(path: Path, device: torch.device, seed: int) -> Trained:
     flows.requires_grad_(False)
     noise = flows.noise(seed)
     return Trained.of_noise(
-        net, lambda indices: noise(indices).to(device), lambda z: fix_gauge(flows(z), net.plan), about["step"]
+        net, lambda indices: noise(indices).to(device), lambda z: fix_gauge(flows(z), net), about["step"]
     )
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ....data import Labelled, load_mnist
 from ....models import FilterHypernetwork, NoiseStream, deutsch_hypernetwork, targets
 from ....nn import TargetNet
+from ....ops import fix_gauge, nn_entropy
 from ... import checkpoint
 from ...experiment import Trained
 from ...training import generator_at
-from ..gauge import fix_gauge, nn_entropy
 from ..loop import Training, report
 from ..loop import run as run_loop
 from ..networks import mean_scores
@@ -58,7 +58,7 @@ def train_step(
     z = torch.rand(config.networks, hypernetwork.noise_size, generator=draws) * 2 - 1
     picks = torch.randint(len(data), (config.networks, config.images), generator=draws).to(device)
     labels = data.labels[picks]
-    theta = fix_gauge(hypernetwork(z.to(device)), net.plan)
+    theta = fix_gauge(hypernetwork(z.to(device)), net)
     logits = net(data.images[picks], theta)
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     diversity = entropy(theta, config)
@@ -125,7 +125,7 @@ def validate(config: Config, net: TargetNet, hypernetwork: FilterHypernetwork, d
 
 def gauged(net: TargetNet, hypernetwork: FilterHypernetwork) -> Callable[[Tensor], Tensor]:
     """noise [m,Z] -> theta [m,P], gauged as in training."""
-    return lambda z: fix_gauge(hypernetwork(z), net.plan)
+    return lambda z: fix_gauge(hypernetwork(z), net)
 
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ....reference.nn_entropy import nearest_neighbor
+from ....ops import nearest_neighbor
 from .config import Evaluation
 from .figures import draw
 from .mixture import DEVIATIONS, MEANS, value

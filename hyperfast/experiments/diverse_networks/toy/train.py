@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ....reference.nn_entropy import nearest_neighbor
+from ....ops import nearest_neighbor
 from ... import checkpoint
 from ...experiment import Trained
 from ...training import generator_at
