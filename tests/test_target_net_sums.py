@@ -1,12 +1,14 @@
-"""The forms that the sums of a generated MLP take: many inputs in parts, few outputs over lanes."""
+"""The forms that long sums take: many inputs in parts, few outputs over lanes, many pixels in parts."""
 
 import pytest
 import torch
 from accuracy import error
 from test_target_net import check, mlp_of
+from test_target_net_cnn import KERNEL, Check
 
 from hyperfast.ops.target_net import run_mlp
-from hyperfast.reference.target_net import make_inputs
+from hyperfast.plan import CNN, Activation, Conv
+from hyperfast.reference.target_net import make_images, make_inputs
 
 
 @pytest.mark.parametrize("out", [1, 2, 3, 4])
@@ -33,3 +35,14 @@ def test_04_long_sums_are_as_accurate_as_eager(shared):
     weight, bias = theta[:, : 8 * 1024].view(8, 8, 1024), theta[:, 8 * 1024 :]
     eager = torch.baddbmm(bias[:, None], x.expand(8, -1, -1), weight.mT)
     assert error(run_mlp(x, theta, mlp), exact) <= 1.5 * error(eager, exact)
+
+
+@pytest.mark.parametrize("images", [3, 40])
+def test_04_weight_gradients_of_many_pixels_are_as_accurate_as_eager(images):
+    """A sum over every pixel of every image, for weights and biases."""
+    cnn = CNN((Conv(3, 18, (3, 3), activation=Activation("tanh")),))
+    inputs = list(make_images(cnn, 2, images, (24, 24)))
+    run = Check(cnn).run
+    exact = run("reference", [t.double() for t in inputs])
+    for ours, eager, expected in zip(run(KERNEL, inputs), run("reference", inputs), exact, strict=True):
+        assert error(ours, expected) <= 2 * error(eager, expected) + 2e-7

@@ -81,7 +81,8 @@ static void find_winners(Winners<T>& winners, const Stage<T>& stage, const T* g,
 // Vectors of a patch that stay in registers while the winners pass.
 constexpr int kHeld = HF_VECTOR_BYTES >= 32 ? 12 : 6;
 
-// gW[v] += sum over winners of gradient * patch[v], for NV vectors v from `first`.
+// gW[v] += sum over winners of gradient * patch[v], for NV vectors v from `first`; at most kSummed of them at once, so
+// that the error does not grow with images and windows.
 template <class T>
 struct WeightGradient {
   const Stage<T>& stage;
@@ -91,21 +92,36 @@ struct WeightGradient {
   template <int NV>
   __attribute__((always_inline)) inline void run(int64_t first) const {
     const Shape<T>& s = stage.shape;
-    Vec<T> sum[NV];
     const T* from[NV];
     HF_UNROLL for (int j = 0; j < NV; ++j) {
       const int64_t v = first + j;
-      sum[j] = load(gradient + v * kLanes<T>);
       from[j] = stage.image + v / s.run_vectors * s.row + v % s.run_vectors * kLanes<T>;
     }
-    for (int64_t i = 0; i < *winners.count; ++i) {
-      const int64_t patch = winners.patch[i];
-      const T g = winners.gradient[i];
-      HF_UNROLL for (int j = 0; j < NV; ++j) sum[j] += g * load(from[j] + patch);
+    for (int64_t begin = 0; begin < *winners.count; begin += kSummed) {
+      Vec<T> sum[NV] = {};
+      for (int64_t i = begin; i < min64(begin + kSummed, *winners.count); ++i) {
+        const int64_t patch = winners.patch[i];
+        const T g = winners.gradient[i];
+        HF_UNROLL for (int j = 0; j < NV; ++j) sum[j] += g * load(from[j] + patch);
+      }
+      HF_UNROLL for (int j = 0; j < NV; ++j) {
+        T* to = gradient + (first + j) * kLanes<T>;
+        store(to, load(to) + sum[j]);
+      }
     }
-    HF_UNROLL for (int j = 0; j < NV; ++j) store(gradient + (first + j) * kLanes<T>, sum[j]);
   }
 };
+
+template <class T>
+static T bias_gradient(const Winners<T>& winners) {
+  T total = T(0);
+  for (int64_t begin = 0; begin < *winners.count; begin += kSummed) {
+    T sum = T(0);
+    for (int64_t i = begin; i < min64(begin + kSummed, *winners.count); ++i) sum += winners.gradient[i];
+    total += sum;
+  }
+  return total;
+}
 
 // Gradient of the image: patch[v] += gradient * W[v]. Past the end of a run W is zero.
 template <class T>
@@ -173,7 +189,7 @@ static void backward_layer(const Stage<T>& stage, const T* g, int64_t g_row, int
     const Winners<T> own = winners.of_channel(o);
     if (gradient) {
       for_patch(WeightGradient<T>{stage, own, gradient + at}, s.vectors);
-      for (int64_t i = 0; i < *own.count; ++i) bias[o] += own.gradient[i];
+      bias[o] += bias_gradient(own);
     }
     if (!want_image) continue;
     const ImageGradient<T> image{stage, own, stage.rows + at};
