@@ -265,7 +265,7 @@ def merge_kernel(
 
 def pair_groups(features: int) -> int:
     """Groups that pair_sum takes side by side."""
-    return min(PAIR_GROUPS, triton.next_power_of_2(triton.cdiv(features, GROUP.value)))
+    return min(PAIR_GROUPS, triton.next_power_of_2(max(1, triton.cdiv(features, GROUP.value))))
 
 
 def slack(features: int) -> float:

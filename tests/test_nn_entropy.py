@@ -102,6 +102,8 @@ def spread(rows, features=300, scale=1.0, seed=0):
     return scale * make_inputs(rows, features, seed=seed)
 
 
+# Beyond float32's range Triton takes pair after pair in float64, which the interpreter does in seconds each.
+EXTREME_ROWS, TIED_ROWS = (12, 24) if backends.INTERPRETING else (150, 75)
 CLUSTERS = {
     "one tight cluster": lambda: 100 + spread(200, scale=1e-3),
     "two tight clusters": lambda: torch.cat([spread(100, scale=1e-4), 30 + spread(90, scale=1e-4, seed=1)]),
@@ -109,8 +111,8 @@ CLUSTERS = {
     "many clusters": lambda: (10 * spread(20, seed=2).repeat_interleave(12, 0)) + spread(240, scale=1e-5, seed=3),
     "near duplicates far away": lambda: 1e3 + spread(90).repeat(2, 1) + spread(180, scale=1e-3, seed=5),
     "a rank-one curve": lambda: torch.linspace(0, 1, 200).square()[:, None] * spread(1) + 50,
-    "large values": lambda: spread(150, scale=1e30),
-    "small values": lambda: spread(150, scale=1e-30),
+    "large values": lambda: spread(EXTREME_ROWS, scale=1e30),
+    "small values": lambda: spread(EXTREME_ROWS, scale=1e-30),
 }
 
 
@@ -147,8 +149,8 @@ def test_cdist_finds_others(name):
 def test_06_ties_go_to_the_lowest_index(p, backend):
     for theta in (
         torch.ones(40, 7),
-        torch.eye(70),
-        torch.randint(-1, 2, (150, 5), generator=torch.Generator().manual_seed(0)).float(),
+        torch.eye(TIED_ROWS),
+        torch.randint(-1, 2, (2 * TIED_ROWS, 5), generator=torch.Generator().manual_seed(0)).float(),
         torch.arange(9.0)[:, None],
         torch.zeros(3, 0),
     ):
@@ -232,7 +234,7 @@ def test_13_broken_rows_stay_alone(rows, p, backend):
     bad = theta.clone()
     bad[0, 3], bad[7], bad[8, 49], bad[33, 0] = torch.nan, torch.nan, torch.inf, -torch.inf
 
-    def run(t):
+    def run(t, backend=backend):
         t = t.clone().requires_grad_()
         distance, index = search(t, p, backend)
         return distance.detach(), index, torch.autograd.grad(distance, t, torch.arange(1.0, 1 + len(t)))[0]
@@ -244,9 +246,9 @@ def test_13_broken_rows_stay_alone(rows, p, backend):
     assert gradient[whole].isfinite().all()
     assert index[broken].tolist() == [1, 0, 0, 0]  # the lowest other row
     assert not distance[broken].isfinite().any()
-    assert not gradient[broken].isfinite().all(1).any()
-    with hf.backend("reference"):
-        exact = run(bad)
+    if p == 2:  # |x|' is 0 at NaN, as torch.sgn is
+        assert not gradient[broken].isfinite().all(1).any()
+    exact = run(bad, "reference")
     torch.testing.assert_close(gradient, exact[2], equal_nan=True)
     torch.testing.assert_close(distance, exact[0], equal_nan=True)
     assert torch.equal(search(torch.full((3, 2), torch.nan), p, backend)[1], torch.tensor([1, 0, 0]))

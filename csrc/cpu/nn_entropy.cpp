@@ -336,7 +336,7 @@ static void gradient(const Rows& theta, int64_t row, const int64_t* others, cons
       else
         for (int64_t k = 0; k < n; ++k) {
           const T d = x[k] - y[k];
-          sum[k] += weight * (d > T(0) ? T(1) : d < T(0) ? T(-1) : d);  // NaN stays
+          sum[k] += weight * (d > T(0) ? T(1) : d < T(0) ? T(-1) : T(0));  // 0 for NaN: torch.sgn's
         }
     }
     for (int64_t k = 0; k < n; ++k) to[first + k] = sum[k];
