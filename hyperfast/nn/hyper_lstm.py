@@ -1,26 +1,25 @@
 """Recurrent layers whose weights change at every step: HyperLSTM, HyperRNN; LayerNormLSTM as their simplest cell.
 
-Ha, Dai and Le, HyperNetworks, equations 5 to 13 and appendix A.2. The recurrences run on the PyTorch reference; they
-have no fused kernels yet.
+Ha, Dai and Le, HyperNetworks, equations 5 to 13 and appendix A.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops.target_net_dropout import dropout, new_seed
-from ..reference import hyper_lstm as reference
-from ..reference.hyper_lstm import Cell, HyperState, LSTMState, RNNCell, Scales, Scaling
+from ..ops.hyper_lstm import hyper_lstm
+from ..ops.target_net_dropout import new_seed
+from ..reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scales, Scaling, States, scales_of
 from .hyper_lstm_sequences import Sequences
 
-_PROJECTIONS = ("z_h_weight", "z_x_weight", "z_b_weight", "z_h_bias", "z_x_bias", "d_h_weight", "d_x_weight", "d_b_weight")  # fmt: skip
-STATE = ("h", "c", "hyper_h", "hyper_c")
+_CELL = ("weight_ih", "weight_hh", "bias")
+_LAYER_NORM = ("ln_weight", "ln_bias")
 
 
 class HyperLSTMState(NamedTuple):
@@ -32,58 +31,268 @@ class HyperLSTMState(NamedTuple):
     hyper_c: Tensor
 
 
-def _check_probability(name: str, value: float) -> None:
+class _Recurrence(nn.Module):
+    """Layers one above the other. Subclasses say which parameters a layer has."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, hyper_size: int, num_layers: int, batch_first: bool, dropout: float,
+        layer_norm: bool, hyper_layer_norm: bool, options: Options,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, value in sizes.items():
+            check_positive(name, value)
+        probabilities = (dropout, options.recurrent_dropout, options.hyper_recurrent_dropout)
+        names = ("dropout", "recurrent_dropout", "hyper_recurrent_dropout")
+        for name, p in zip(names, probabilities, strict=True):
+            check_probability(name, p)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first, self.dropout, self.layer_norm = batch_first, dropout, layer_norm
+        self.hyper_size, self.hyper_layer_norm, self.options = hyper_size, hyper_layer_norm, options
+
+    def _add_cell(self, prefix: str, layer: int, inputs: int, units: int, layer_norm: bool, factory: dict) -> None:
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (4 * units, inputs), "weight_hh": (4 * units, units), "bias": (4 * units,),
+        }  # fmt: skip
+        if layer_norm:
+            shapes |= {"ln_weight": (5, units), "ln_bias": (5, units)}
+        for name, shape in shapes.items():
+            self.register_parameter(f"{prefix}{name}_l{layer}", nn.Parameter(torch.empty(shape, **factory)))
+
+    def _get(self, name: str, layer: int) -> Any:
+        return getattr(self, f"{name}_l{layer}")
+
+    def _cell(self, prefix: str, layer: int, layer_norm: bool) -> Cell:
+        names = _CELL + (_LAYER_NORM if layer_norm else ())
+        return Cell(*(self._get(prefix + name, layer) for name in names))
+
+    def _reset_cell(self, prefix: str, layer: int, layer_norm: bool) -> None:
+        """Appendix A.2.3: orthogonal weights (of all gates together), biases 0, layer norm at 1 and 0."""
+        for name in ("weight_ih", "weight_hh"):
+            nn.init.orthogonal_(self._get(prefix + name, layer))
+        nn.init.zeros_(self._get(f"{prefix}bias", layer))
+        if layer_norm:
+            nn.init.ones_(self._get(f"{prefix}ln_weight", layer))
+            nn.init.zeros_(self._get(f"{prefix}ln_bias", layer))
+
+    def _weights(self, layer: int) -> tuple[Cell, Cell | None, Scaling | None]:
+        raise NotImplementedError
+
+    def _run(self, s: Sequences, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...], list[States]]:
+        """(output rows, final state parts [L,B,size], states of every layer), rows as `s` has them."""
+        options, rows, every = self.options, s.rows, []
+        drops = self.training and (options.recurrent_dropout > 0 or options.hyper_recurrent_dropout > 0)
+        seed = new_seed(rows.device) if drops else None
+        for layer in range(self.num_layers):
+            now = HyperState(
+                LSTMState(state[0][layer], state[1][layer]), LSTMState(state[2][layer], state[3][layer])
+            )  # fmt: skip
+            own = Options(
+                options.embedding_from, options.forget_bias, options.recurrent_dropout,
+                options.hyper_recurrent_dropout, layer,
+            )  # fmt: skip
+            states = hyper_lstm(rows, now, *self._weights(layer), own, batch_sizes=s.batch_sizes, seed=seed)
+            every.append(states)
+            rows = states.h
+            if layer + 1 < self.num_layers:
+                rows = F.dropout(rows, self.dropout, self.training)
+        ends = []
+        for part in range(4):
+            per_layer = [s.last(states[part], state[part][layer]) for layer, states in enumerate(every)]
+            ends.append(torch.stack(per_layer))
+        return rows, tuple(ends), every
+
+
+def check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number; got {value!r}")
+
+
+def check_probability(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability from 0 to 1; got {value!r}")
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number; got {value!r}")
+class HyperLSTM(_Recurrence):
+    """An LSTM whose rows of weights are rescaled at every step by a smaller LSTM (HyperNetworks, equations 10 to 13).
+
+        hyper_h' = LSTM^([h; x])                       z = Z hyper_h' (+ bias),  d = D z,  beta = D_b z_b
+        y  = LN(d_h * (W_h h) + d_x * (W_x x) + beta + b0)          for y in i, f, g, o
+        c' = sigmoid(f + forget_bias) * c + sigmoid(i) * Dropout(tanh g)
+        h' = sigmoid(o) * tanh(LN(c'))
+
+    LN has eps 1e-3 inside the root; without layer_norm it is left out. Gates are stacked in the order i, f, g, o.
+
+    Args:
+        input_size, hidden_size: I, H.
+        hyper_size: K, units of the hyper cell.
+        embedding_size: Z, elements of each embedding z.
+        num_layers, batch_first, dropout: as in nn.LSTM; dropout acts between layers.
+        layer_norm: of the main cell; hyper_layer_norm: of the hyper cell, None: as the main cell's.
+        recurrent_dropout, hyper_recurrent_dropout: on tanh g of either cell, a fresh mask at every step.
+        forget_bias: added to the f gate after its layer norm, in both cells.
+        embedding_from: "current": z is made of hyper_h'; "previous": of the hyper cell's output before this step, as
+            equation 11 is printed.
+        init: "paper": appendix A.2.3, in which the elements of z_h and z_x are all alike and stay so under training;
+            "asymmetric": their weights start at N(0, 0.01^2) and the maps D within +-50 % of 0.1 / Z, so that they differ.
+
+    Parameters of layer l: weight_ih_l{l} [4H,I], weight_hh_l{l} [4H,H], bias_l{l} [4H]; hyper_weight_ih_l{l} [4K,H+I]
+    (columns h, then x), hyper_weight_hh_l{l} [4K,K], hyper_bias_l{l} [4K]; z_h_weight_l{l}, z_x_weight_l{l},
+    z_b_weight_l{l} [4,Z,K]; z_h_bias_l{l}, z_x_bias_l{l} [4,Z]; d_h_weight_l{l}, d_x_weight_l{l}, d_b_weight_l{l}
+    [4,H,Z]; with layer norm ln_weight_l{l}, ln_bias_l{l} [5,H] (i, f, g, o, c), hyper_ln_weight_l{l}, hyper_ln_bias_l{l}
+    [5,K].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        hyper_size: int = 128,
+        embedding_size: int = 4,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        layer_norm: bool = True,
+        hyper_layer_norm: bool | None = None,
+        recurrent_dropout: float = 0.0,
+        hyper_recurrent_dropout: float = 0.0,
+        forget_bias: float = 0.0,
+        embedding_from: str = "current",
+        init: str = "paper",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if embedding_from not in ("current", "previous"):
+            raise ValueError(f"embedding_from must be 'current' or 'previous'; got {embedding_from!r}")
+        if init not in ("paper", "asymmetric"):
+            raise ValueError(f"init must be 'paper' or 'asymmetric'; got {init!r}")
+        check_positive("hyper_size", hyper_size)
+        check_positive("embedding_size", embedding_size)
+        options = Options(embedding_from, float(forget_bias), recurrent_dropout, hyper_recurrent_dropout)
+        super().__init__(
+            input_size, hidden_size, hyper_size, num_layers, batch_first, dropout, layer_norm,
+            layer_norm if hyper_layer_norm is None else hyper_layer_norm, options,
+        )  # fmt: skip
+        self.embedding_size, self.init = embedding_size, init
+        factory = {"device": device, "dtype": dtype}
+        h, k, z = hidden_size, hyper_size, embedding_size
+        shapes = dict(zip(Scaling._fields, [(4, z, k)] * 3 + [(4, z)] * 2 + [(4, h, z)] * 3, strict=True))
+        for layer in range(num_layers):
+            inputs = hidden_size if layer else input_size
+            self._add_cell("", layer, inputs, h, layer_norm, factory)
+            self._add_cell("hyper_", layer, h + inputs, k, self.hyper_layer_norm, factory)
+            for name, shape in shapes.items():
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape, **factory)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The values of `init`."""
+        scale = 0.1 / self.embedding_size
+        for layer in range(self.num_layers):
+            self._reset_cell("", layer, self.layer_norm)
+            self._reset_cell("hyper_", layer, self.hyper_layer_norm)
+            for name in ("z_h", "z_x"):
+                nn.init.zeros_(self._get(f"{name}_weight", layer))
+                nn.init.ones_(self._get(f"{name}_bias", layer))
+            nn.init.normal_(self._get("z_b_weight", layer), std=0.01)
+            nn.init.zeros_(self._get("d_b_weight", layer))
+            for name in ("h", "x"):
+                nn.init.constant_(self._get(f"d_{name}_weight", layer), scale)
+                if self.init == "asymmetric":
+                    nn.init.normal_(self._get(f"z_{name}_weight", layer), std=0.01)
+                    nn.init.uniform_(self._get(f"d_{name}_weight", layer), 0.5 * scale, 1.5 * scale)
+
+    @classmethod
+    @torch.no_grad()
+    def from_lstm(cls, lstm: nn.LSTM, hyper_size: int = 128, embedding_size: int = 4, **options: Any) -> HyperLSTM:
+        """A HyperLSTM without layer norm, scales at one, that computes what `lstm` computes; ready to be trained on.
+
+        Raises ValueError where `lstm` has projections or two directions. options: HyperLSTM's, without layer norm.
+        """
+        _check_convertible(lstm)
+        new = cls(
+            lstm.input_size, lstm.hidden_size, hyper_size, embedding_size, lstm.num_layers, lstm.batch_first,
+            lstm.dropout, layer_norm=False, device=lstm.weight_hh_l0.device, dtype=lstm.weight_hh_l0.dtype, **options,
+        )  # fmt: skip
+        _copy_weights(new, lstm)
+        for layer in range(lstm.num_layers):
+            for name in ("z_h", "z_x"):  # z = 1 and D = 1 / Z: d = 1
+                nn.init.zeros_(new._get(f"{name}_weight", layer))
+                nn.init.ones_(new._get(f"{name}_bias", layer))
+            for name in ("d_h_weight", "d_x_weight"):
+                nn.init.constant_(new._get(name, layer), 1 / embedding_size)
+            nn.init.zeros_(new._get("d_b_weight", layer))
+        return new
+
+    def _weights(self, layer: int) -> tuple[Cell, Cell, Scaling]:
+        return (
+            self._cell("", layer, self.layer_norm),
+            self._cell("hyper_", layer, self.hyper_layer_norm),
+            Scaling(*(self._get(name, layer) for name in Scaling._fields)),
+        )
+
+    def forward(
+        self, x: Tensor | PackedSequence, state: Sequence[Tensor] | None = None, return_scales: bool = False
+    ) -> Any:
+        """(out, state), or (out, state, scales) with return_scales.
+
+        x: [T,B,I], [B,T,I] with batch_first, [T,I], or a PackedSequence, sorted or not. state: the four parts of
+        HyperLSTMState, None: zeros. out: H features in the form of x. state: after each sequence's last step. scales:
+        d_h, d_x and b, each [L,T,B,4,H] ([L,T,4,H] unbatched), zero at steps past a sequence's end.
+        """
+        s = Sequences.of(x, self.input_size, self.batch_first)
+        sizes = (self.hidden_size,) * 2 + (self.hyper_size,) * 2
+        given = s.state(state, HyperLSTMState._fields, self.num_layers, sizes)
+        rows, ends, every = self._run(s, given)
+        out, final = s.output(rows), HyperLSTMState(*s.final(ends))
+        if not return_scales:
+            return out, final
+        parts = []
+        for layer, states in enumerate(every):
+            read = states.hyper_h
+            if self.options.embedding_from == "previous":
+                read = s.previous(states.hyper_h, given[2][layer])
+            parts.append([s.padded(part) for part in scales_of(read, self._weights(layer)[2])])
+        return out, final, Scales(*(torch.stack(part) for part in zip(*parts, strict=True)))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, hyper_size={self.hyper_size}, "
+            f"embedding_size={self.embedding_size}, num_layers={self.num_layers}, layer_norm={self.layer_norm}"
+        )
 
 
-def _orthogonal(weight: Tensor, gates: int) -> None:
-    """Orthogonal as one matrix over all gates; a wide one has orthogonal rows."""
-    nn.init.orthogonal_(weight) if weight.shape[0] and gates else None
+class HyperLSTMCell(HyperLSTM):
+    """One step of a one-layer HyperLSTM: cell(x [B,I], state) -> state, each part [B,size]; without B, unbatched.
 
+    The arguments are HyperLSTM's without num_layers, batch_first and dropout; the parameters are its layer 0, so that
+    state_dicts fit both.
+    """
 
-class _Recurrence(nn.Module):
-    """Layers one above the other, each over all steps; subclasses have the parameters and the step."""
+    def __init__(self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, **options: Any):
+        for name in ("num_layers", "batch_first", "dropout"):
+            if name in options:
+                raise TypeError(f"a cell takes no {name}")
+        super().__init__(input_size, hidden_size, hyper_size, embedding_size, **options)
 
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    batch_first: bool
-    dropout: float
-
-    def _between(self, x: Tensor, layer: int) -> Tensor:
-        """Dropout on what one layer gives the next."""
-        return F.dropout(x, self.dropout, self.training) if layer + 1 < self.num_layers else x
-
-    def _masks(self, x: Tensor, p: float, seed: Tensor | None, layer: int, size: int) -> Tensor | None:
-        """Recurrent dropout's masks [T,B,size], over the probability of being kept; None where nothing is dropped."""
-        if not self.training or p == 0 or seed is None:
-            return None
-        return dropout(x.new_ones(*x.shape[:2], size), p, seed, layer)
-
-
-def _where(alive: Tensor | None, t: int, new: Tensor, old: Tensor) -> Tensor:
-    return new if alive is None else torch.where(alive[t], new, old)
+    def forward(self, x: Tensor, state: Sequence[Tensor] | None = None) -> HyperLSTMState:  # type: ignore[override]
+        """The state after x; state None: zeros."""
+        if not isinstance(x, Tensor) or x.dim() not in (1, 2):
+            raise ValueError(f"x must be a tensor [B,I] or [I]; got {tuple(x.shape) if isinstance(x, Tensor) else x!r}")
+        parts = None if state is None else [part.unsqueeze(0) for part in state]
+        _, after = super().forward(x.unsqueeze(0), parts)
+        return HyperLSTMState(*(part.squeeze(0) for part in after))
 
 
 class LayerNormLSTM(_Recurrence):
     """An LSTM whose gates and output are layer-normalised (the paper's baseline); nn.LSTM with layer_norm=False.
 
-        y = LN(W_h h + W_x x + b)  for y in i, f, g, o      c' = sigmoid(f + forget_bias) c + sigmoid(i) Dropout(tanh g)
-        h' = sigmoid(o) tanh(LN(c'))
+        y  = LN(W_h h + W_x x + b)  for y in i, f, g, o     c' = sigmoid(f + forget_bias) * c + sigmoid(i) * Dropout(tanh g)
+        h' = sigmoid(o) * tanh(LN(c'))
 
     LN has eps 1e-3 inside the root. Parameters of layer l, gates in the order i, f, g, o: weight_ih_l{l} [4H,I],
-    weight_hh_l{l} [4H,H], bias_l{l} [4H]; with layer_norm ln_weight_l{l} and ln_bias_l{l} [5,H] (i, f, g, o, c).
-
-    x: [T,B,I], [B,T,I] with batch_first, [T,I], or a PackedSequence. state: (h, c), each [L,B,H], or None for zeros.
-    Returns out in the form of x with H features, and the state after each sequence's last step. dropout acts between
-    layers; recurrent_dropout on g, one fresh mask a step. Both in training only.
+    weight_hh_l{l} [4H,H], bias_l{l} [4H]; with layer_norm ln_weight_l{l} and ln_bias_l{l} [5,H] (i, f, g, o, c). The
+    other arguments are HyperLSTM's.
     """
 
     def __init__(
@@ -99,55 +308,64 @@ class LayerNormLSTM(_Recurrence):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_probability("dropout", dropout)
-        _check_probability("recurrent_dropout", recurrent_dropout)
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.batch_first, self.dropout, self.layer_norm = batch_first, dropout, layer_norm
-        self.recurrent_dropout, self.forget_bias = recurrent_dropout, forget_bias
+        options = Options("current", float(forget_bias), recurrent_dropout)
+        super().__init__(input_size, hidden_size, 0, num_layers, batch_first, dropout, layer_norm, False, options)
         for layer in range(num_layers):
             inputs = hidden_size if layer else input_size
-            _add_cell(self, "", f"_l{layer}", inputs, hidden_size, layer_norm, device, dtype)
+            self._add_cell("", layer, inputs, hidden_size, layer_norm, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Orthogonal weights, zero biases, layer norm at 1 and 0."""
+        """Orthogonal weights, biases 0, layer norm at 1 and 0."""
         for layer in range(self.num_layers):
-            _reset_cell(self, "", f"_l{layer}", self.layer_norm)
+            self._reset_cell("", layer, self.layer_norm)
 
     @classmethod
+    @torch.no_grad()
     def from_lstm(cls, lstm: nn.LSTM) -> LayerNormLSTM:
-        """A layer without layer norm that computes what `lstm` computes. Raises ValueError where it has projections
-        or two directions."""
+        """A layer without layer norm that computes what `lstm` computes.
+
+        Raises ValueError where `lstm` has projections or two directions.
+        """
         _check_convertible(lstm)
+        weight = lstm.weight_hh_l0
         new = cls(
             lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.batch_first, lstm.dropout, layer_norm=False,
-            device=lstm.weight_hh_l0.device, dtype=lstm.weight_hh_l0.dtype,
+            device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
-        _copy_lstm(new, lstm)
+        _copy_weights(new, lstm)
         return new
+
+    def _weights(self, layer: int) -> tuple[Cell, None, None]:
+        return self._cell("", layer, self.layer_norm), None, None
 
     def forward(
         self, x: Tensor | PackedSequence, state: Sequence[Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, LSTMState]:
+        """(out, (h, c)) as HyperLSTM's forward; state: h and c, each [L,B,H]."""
         s = Sequences.of(x, self.input_size, self.batch_first)
-        h0, c0 = s.state(state, STATE[:2], self.num_layers, (self.hidden_size,) * 2)
-        values, alive = s.x, s.alive()
-        seed = new_seed(values.device) if self.training and self.recurrent_dropout else None
-        ends = []
-        for layer in range(self.num_layers):
-            w = _cell(self, "", f"_l{layer}", self.layer_norm)
-            keep = self._masks(values, self.recurrent_dropout, seed, 2 * layer, self.hidden_size)
-            now, outs = LSTMState(h0[layer], c0[layer]), []
-            for t in range(values.shape[0]):
-                new = reference.lstm_step(values[t], now, w, self.forget_bias, None if keep is None else keep[t])
-                now = LSTMState(*(_where(alive, t, a, b) for a, b in zip(new, now, strict=True)))
-                outs.append(_where(alive, t, now.h, torch.zeros_like(now.h)))
-            ends.append(now)
-            values = _stacked(outs, values, self.hidden_size)
-            values = self._between(values, layer)
-        return s.output(values), LSTMState(*s.final([torch.stack(part) for part in zip(*ends, strict=True)]))
+        h, c = s.state(state, LSTMState._fields, self.num_layers, (self.hidden_size,) * 2)
+        nothing = h.new_empty(*h.shape[:2], 0)
+        rows, ends, _ = self._run(s, (h, c, nothing, nothing))
+        return s.output(rows), LSTMState(*s.final(ends[:2]))
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, layer_norm={self.layer_norm}"
+
+
+def _check_convertible(lstm: nn.LSTM) -> None:
+    if not isinstance(lstm, nn.LSTM):
+        raise TypeError(f"lstm must be an nn.LSTM; got {type(lstm).__name__}")
+    if lstm.bidirectional or lstm.proj_size:
+        raise ValueError("lstm must have one direction and no projections")
+
+
+def _copy_weights(new: _Recurrence, lstm: nn.LSTM) -> None:
+    """Gates have the same order; both biases of nn.LSTM become one."""
+    for layer in range(lstm.num_layers):
+        new._get("weight_ih", layer).copy_(getattr(lstm, f"weight_ih_l{layer}"))
+        new._get("weight_hh", layer).copy_(getattr(lstm, f"weight_hh_l{layer}"))
+        bias = new._get("bias", layer)
+        bias.zero_()
+        if lstm.bias:
+            bias.copy_(getattr(lstm, f"bias_ih_l{layer}") + getattr(lstm, f"bias_hh_l{layer}"))

@@ -1,17 +1,21 @@
 """HyperLSTM, LayerNormLSTM and HyperRNN (HyperNetworks, equations 5 to 13), one step after the other, in plain PyTorch.
 
-Gates are stacked in PyTorch's order i, f, g, o. Shapes: T steps, B sequences, I inputs, H units, K units of the hyper
+Gates are stacked in PyTorch's order i, f, g, o. Shapes: T steps, B sequences, R rows (those of all steps, one step
+after the other, as in a PackedSequence: T*B where all sequences have T steps), I inputs, H units, K units of the hyper
 cell, Z elements of an embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .target_net_dropout import philox
 
 LAYER_NORM_EPSILON = 1e-3
 
@@ -142,3 +146,146 @@ def hyper_rnn_step(
     scales = scales_of(after, scaling)
     d_h, d_x, b = (s.squeeze(1) for s in scales)
     return nonlinearity(d_h * (h @ w.weight_hh.mT) + d_x * (x @ w.weight_ih.mT) + b + w.bias), after, scales
+
+
+# ---- sequences ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recurrence has besides its weights."""
+
+    embedding_from: str = "current"
+    forget_bias: float = 0.0
+    recurrent_dropout: float = 0.0
+    hyper_recurrent_dropout: float = 0.0
+    layer: int = 0
+    """Dropout's masks are those of layers 2 * layer (main cell) and 2 * layer + 1 (hyper cell) under one seed."""
+
+
+class States(NamedTuple):
+    """States after every step: h and c [R,H], hyper_h and hyper_c [R,K] (K = 0 without a hyper cell)."""
+
+    h: Tensor
+    c: Tensor
+    hyper_h: Tensor
+    hyper_c: Tensor
+
+
+def hyper_lstm(
+    x: Tensor,
+    batch_sizes: Sequence[int],
+    state: HyperState,
+    w: Cell,
+    hyper: Cell | None,
+    scaling: Scaling | None,
+    options: Options,
+    seed: Tensor | None = None,
+) -> States:
+    """Equations 9 to 13 over all steps. x [R,I]; batch_sizes [T]: rows of each step, never more than the step before.
+
+    hyper and scaling None: the LSTM of equation 9, whose hyper state passes. seed [1] int64: of recurrent dropout, which
+    is off without one.
+    """
+    keep = _masks(seed, batch_sizes, 2 * options.layer, options.recurrent_dropout, x, state.main.h.shape[1])
+    hyper_keep = _masks(
+        seed, batch_sizes, 2 * options.layer + 1, options.hyper_recurrent_dropout, x, state.hyper.h.shape[1]
+    )
+    steps, begin = [], 0
+    for n in batch_sizes:
+        rows = slice(begin, begin + n)
+        begin += n
+        state = HyperState(*(LSTMState(*(part[:n] for part in cell)) for cell in state))
+        now, hyper_now = (None if mask is None else mask[rows] for mask in (keep, hyper_keep))
+        if hyper is None or scaling is None:
+            state = HyperState(lstm_step(x[rows], state.main, w, options.forget_bias, now), state.hyper)
+        else:
+            state, _ = hyper_lstm_step(
+                x[rows], state, w, hyper, scaling, embedding_from=options.embedding_from,
+                forget_bias=options.forget_bias, keep=now, hyper_keep=hyper_now,
+            )  # fmt: skip
+        steps.append((*state.main, *state.hyper))
+    if not steps:
+        return States(*(part[:0] + x.sum() for cell in state for part in cell))
+    return States(*(torch.cat(parts) for parts in zip(*steps, strict=True)))
+
+
+def keep_mask(seed: Tensor, layer: int, p: float, t: Tensor, b: Tensor, features: int) -> Tensor:
+    """[R,features]: 1 / (1 - p) where unit h of sequence b is kept at step t, else 0; t, b [R].
+
+    Kept where word h mod 4 of philox(seed; h div 4, b, t, layer) is not below round(p * 2^32).
+    """
+    groups = torch.arange((features + 3) // 4, device=seed.device)
+    t, b = t.to(seed.device).unsqueeze(1), b.to(seed.device).unsqueeze(1)
+    words = torch.broadcast_tensors(*philox(seed, groups, b, t, torch.full_like(groups, layer)))
+    word = torch.stack(words, -1).flatten(-2)[:, :features]
+    return (word >= round(p * 2**32)).double() / (1 - p if p < 1 else 1.0)
+
+
+def _masks(seed, batch_sizes: Sequence[int], layer: int, p: float, x: Tensor, features: int) -> Tensor | None:
+    if seed is None or p == 0 or not batch_sizes:
+        return None
+    t = torch.cat([torch.full((n,), step) for step, n in enumerate(batch_sizes)])
+    b = torch.cat([torch.arange(n) for n in batch_sizes])
+    return keep_mask(seed, layer, p, t, b, features).to(x.dtype)
+
+
+def hyper_rnn(
+    x: Tensor,
+    batch_sizes: Sequence[int],
+    h: Tensor,
+    hyper_h: Tensor,
+    w: RNNCell,
+    hyper: RNNCell,
+    scaling: Scaling,
+    nonlinearity: Callable,
+) -> tuple[Tensor, Tensor]:
+    """Equation 8 over all steps: h [R,H] and hyper_h [R,K] after every step."""
+    steps, begin = [], 0
+    for n in batch_sizes:
+        h, hyper_h, _ = hyper_rnn_step(x[begin : begin + n], h[:n], hyper_h[:n], w, hyper, scaling, nonlinearity)
+        begin += n
+        steps.append((h, hyper_h))
+    if not steps:
+        return h[:0] + x.sum(), hyper_h[:0] + x.sum()
+    hs, hyper_hs = zip(*steps, strict=True)
+    return torch.cat(hs), torch.cat(hyper_hs)
+
+
+def make_inputs(
+    steps: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    hyper_size: int,
+    embedding_size: int,
+    *,
+    layer_norm: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> tuple[Tensor, HyperState, Cell, Cell, Scaling]:
+    """x [T*B,I], state and weights of a layer with nothing at zero or one: no symmetry hides an error."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        values = mean + scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return values.to(device, dtype)
+
+    def cell(inputs: int, units: int) -> Cell:
+        norm = (normal(5, units, scale=0.2, mean=1.0), normal(5, units, scale=0.1)) if layer_norm else (None, None)
+        scale = (inputs + units) ** -0.5
+        return Cell(
+            normal(4 * units, inputs, scale=scale), normal(4 * units, units, scale=scale), normal(4 * units, scale=0.1), *norm
+        )  # fmt: skip
+
+    z, h, k = embedding_size, hidden_size, hyper_size
+    projections = [normal(4, z, k, scale=k**-0.5) for _ in range(3)]
+    biases = [normal(4, z, scale=0.2, mean=1.0) for _ in range(2)]
+    maps = [normal(4, h, z, scale=0.3 / z**0.5, mean=0.5 / z) for _ in range(2)] + [normal(4, h, z, scale=0.2)]
+    state = HyperState(
+        LSTMState(normal(batch, h, scale=0.3), normal(batch, h, scale=0.5)),
+        LSTMState(normal(batch, k, scale=0.3), normal(batch, k, scale=0.5)),
+    )
+    x = normal(steps * batch, input_size)
+    return x, state, cell(input_size, h), cell(h + input_size, k), Scaling(*projections, *biases, *maps)

@@ -1,0 +1,260 @@
+// Sizes, workspace and packed weights of the native HyperLSTM.
+#pragma once
+
+#include "../hyper_lstm.h"
+#include "common/arena.h"
+#include "common/convert.h"
+#include "common/product.h"
+
+namespace hyperfast {
+namespace HF_ISA {
+
+constexpr int kGates = 4;
+constexpr int64_t kRowsAtOnce = 6;  // of the small products with embeddings
+
+template <class T>
+HF_INLINE int64_t padded(int64_t units) {
+  return round_up(units, kPanel<T>);
+}
+
+template <class T>
+struct Sizes {
+  int64_t inputs, units, hyper, embedding, embeddings;
+  int64_t ip, hp, kp, zp;  // in whole panels; zp: of all embeddings
+  int64_t main, width;     // of a row of products: the main cell's part, all of it
+
+  explicit Sizes(const HyperLstmLayer& l)
+      : inputs(l.inputs), units(l.units), hyper(l.hyper_units), embedding(l.embedding), embeddings(12 * l.embedding),
+        ip(padded<T>(l.inputs)), hp(padded<T>(l.units)), kp(padded<T>(l.hyper_units)), zp(padded<T>(embeddings)),
+        main(kGates * hp), width(kGates * (hp + kp)) {}
+  bool scaled() const { return hyper > 0; }
+};
+
+// ---- vectors: what is as long as a gate -----------------------------------------------------------
+
+// A cell's bias and layer norm, or the sums of their gradients.
+template <class T>
+struct CellVectors {
+  T* bias;       // [4][up]
+  T* ln_weight;  // [5][up]
+  T* ln_bias;    // [5][up]
+};
+
+template <class T>
+struct Vectors {
+  CellVectors<T> main, hyper;
+  T* embedding;  // [zp] biases of the embeddings, in the order kind, gate, element; kinds h, x, b
+
+  Vectors(Arena& arena, const Sizes<T>& s) {
+    const auto cell = [&](int64_t up) {
+      return CellVectors<T>{arena.take<T>(4 * up), arena.take<T>(5 * up), arena.take<T>(5 * up)};
+    };
+    main = cell(s.hp);
+    hyper = cell(s.kp);
+    embedding = arena.take<T>(s.zp);
+  }
+  static Vectors at(void* memory, const Sizes<T>& s) {
+    Arena arena{static_cast<char*>(memory)};
+    return Vectors(arena, s);
+  }
+};
+
+// The sums of a slab of batch rows: gradients of all that is not a product over all rows.
+template <class T>
+struct Slab {
+  T* begin;
+  Vectors<T> vectors;
+  T* z;  // [zp][kp] of the embeddings' weights
+  T* d;  // [kind][gate][embedding][hp] of the maps to scales
+  T* end;
+
+  Slab(char* memory, const Sizes<T>& s) : Slab(Arena{memory}, s) {}
+
+ private:
+  Slab(Arena arena, const Sizes<T>& s)
+      : begin(reinterpret_cast<T*>(arena.at)), vectors(arena, s), z(arena.take<T>(s.zp * s.kp)),
+        d(arena.take<T>(s.embeddings * s.hp)), end(reinterpret_cast<T*>(arena.at)) {}
+};
+template <class T>
+static int64_t slab_bytes(const Sizes<T>& s) {
+  const Slab<T> slab(reinterpret_cast<char*>(64), s);
+  return reinterpret_cast<char*>(slab.end) - reinterpret_cast<char*>(slab.begin);
+}
+
+// ---- workspace ------------------------------------------------------------------------------------
+
+template <class T>
+static int64_t layout_of(HyperLstmRun& r, char* base) {
+  const Sizes<T> s(r.l);
+  Arena arena{base};
+  const auto take = [&](int64_t n) -> void* { return arena.take<T>(n); };
+  {
+    Arena at = arena;
+    r.vectors = at.at;
+    Vectors<T>(at, s);
+    arena = at;
+  }
+  r.packed_z = take(s.zp * s.kp);
+  r.packed_d = take(s.embeddings * s.hp);
+  r.inputs = take(r.chunk_rows * s.width);
+  r.h = take(r.batch * s.hp);
+  r.c = take(r.batch * s.hp);
+  r.hyper_h = take(r.batch * s.kp);
+  r.hyper_c = take(r.batch * s.kp);
+  if (!r.direct) r.packed_x = take(s.width * s.inputs);
+  if (!r.backward) {
+    if (!r.direct) {
+      r.packed_h = take(s.width * s.units);
+      r.packed_hyper_h = take(kGates * s.kp * s.hyper);
+    }
+    r.products = take(r.saved ? 0 : r.batch * s.width);
+    return arena.at - base;
+  }
+  r.back_h = take(s.width * s.hp);
+  r.back_hyper_h = take(kGates * s.kp * s.kp);
+  r.back_x = take(s.main * s.ip);
+  r.back_hyper_x = take(kGates * s.kp * s.ip);
+  r.back_z = take(s.zp * s.kp);
+  r.panels_g = take(r.chunk_rows * s.width);
+  r.panels_gx = s.scaled() ? take(r.chunk_rows * s.main) : r.panels_g;
+  r.panels_h = take(r.chunk_rows * s.hp);
+  r.panels_hyper_h = take(r.chunk_rows * s.kp);
+  r.panels_x = take(r.chunk_rows * s.ip);
+  r.sum_h = take(s.width * s.hp);
+  r.sum_hyper_h = take(kGates * s.kp * s.kp);
+  r.sum_x = take(s.width * s.ip);
+  r.slab = arena.at;
+  arena.at += r.slabs * slab_bytes(s);
+  return arena.at - base;
+}
+
+// ---- packing --------------------------------------------------------------------------------------
+
+// A matrix [4 units, row_stride] as it is stored, of which columns [column, column + in) are read.
+struct Stored {
+  const void* data;
+  int64_t units, in, row_stride, column;
+};
+
+// Panel `panel` of a gate-padded matrix: [in][lanes].
+template <class T>
+static void pack_outputs(T* to, const Stored& m, DType type, int64_t panel) {
+  constexpr int64_t lanes = kPanel<T>;
+  const int64_t panels = padded<T>(m.units) / lanes, gate = panel / panels, first = panel % panels * lanes;
+  const int64_t height = min64(lanes, m.units - first);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const int64_t row = gate * m.units + first + lane;
+    T values[256];
+    for (int64_t k = 0; k < m.in; k += 256) {
+      const int64_t n = min64(256, m.in - k);
+      if (lane < height)
+        load_row(values, element(m.data, type, row * m.row_stride + m.column + k), type, n);
+      else
+        for (int64_t i = 0; i < n; ++i) values[i] = T(0);
+      for (int64_t i = 0; i < n; ++i) to[(k + i) * lanes + lane] = values[i];
+    }
+  }
+}
+
+// Panel `panel` of the inputs: [4 padded units][lanes], zero in pads.
+template <class T>
+static void pack_inputs(T* to, const Stored& m, DType type, int64_t panel) {
+  constexpr int64_t lanes = kPanel<T>;
+  const int64_t up = padded<T>(m.units), first = panel * lanes, n = min64(lanes, m.in - first);
+  for (int64_t row = 0; row < kGates * up; ++row, to += lanes) {
+    const int64_t gate = row / up, unit = row % up;
+    if (unit < m.units)
+      load_row(to, element(m.data, type, (gate * m.units + unit) * m.row_stride + m.column + first), type, n);
+    for (int64_t i = unit < m.units ? n : 0; i < lanes; ++i) to[i] = T(0);
+  }
+}
+
+HF_INLINE Stored weight_ih(const HyperLstmLayer& l) {
+  return {l.weight[kWeightIh], l.units, l.inputs, l.inputs, 0};
+}
+HF_INLINE Stored weight_hh(const HyperLstmLayer& l) { return {l.weight[kWeightHh], l.units, l.units, l.units, 0}; }
+// The hyper cell reads [h; x].
+HF_INLINE Stored hyper_weight_h(const HyperLstmLayer& l) {
+  return {l.weight[kHyperWeightIh], l.hyper_units, l.units, l.units + l.inputs, 0};
+}
+HF_INLINE Stored hyper_weight_x(const HyperLstmLayer& l) {
+  return {l.weight[kHyperWeightIh], l.hyper_units, l.inputs, l.units + l.inputs, l.units};
+}
+HF_INLINE Stored hyper_weight_hh(const HyperLstmLayer& l) {
+  return {l.weight[kHyperWeightHh], l.hyper_units, l.hyper_units, l.hyper_units, 0};
+}
+
+template <class T>
+static void load_padded(T* to, const void* from, DType type, int64_t count, int64_t units) {
+  const int64_t up = padded<T>(units);
+  for (int64_t i = 0; i < count; ++i) {
+    if (from) load_row(to + i * up, element(from, type, i * units), type, units);
+    for (int64_t u = from ? units : 0; u < up; ++u) to[i * up + u] = T(0);
+  }
+}
+
+template <class T>
+static void pack_vectors(const HyperLstmRun& r, const Sizes<T>& s) {
+  const HyperLstmLayer& l = r.l;
+  const Vectors<T> v = Vectors<T>::at(r.vectors, s);
+  const auto cell = [&](const CellVectors<T>& to, int first, int64_t units) {
+    load_padded(to.bias, l.weight[first], l.weights, 4, units);
+    load_padded(to.ln_weight, l.weight[first + 1], l.weights, 5, units);
+    load_padded(to.ln_bias, l.weight[first + 2], l.weights, 5, units);
+  };
+  cell(v.main, kBias, s.units);
+  cell(v.hyper, kHyperBias, s.hyper);
+  if (!s.scaled()) return;
+  const int64_t n = 4 * s.embedding;
+  load_row(v.embedding, l.weight[kZhBias], l.weights, n);
+  load_row(v.embedding + n, l.weight[kZxBias], l.weights, n);
+  for (int64_t i = 2 * n; i < s.zp; ++i) v.embedding[i] = T(0);
+}
+
+// The weights of all embeddings as rows [12 Z][K] of the compute type.
+template <class T>
+static void load_embeddings(T* to, const HyperLstmRun& r, const Sizes<T>& s) {
+  const int64_t n = 4 * s.embedding * s.hyper;
+  for (int kind = 0; kind < 3; ++kind) load_row(to + kind * n, r.l.weight[kZhWeight + kind], r.l.weights, n);
+}
+
+// Map `map` (kind * 4 + gate) to scales, [panel][element][lanes].
+template <class T>
+static void pack_map(const HyperLstmRun& r, const Sizes<T>& s, int64_t map) {
+  const Stored m = {element(r.l.weight[kDhWeight + map / 4], r.l.weights, map % 4 * s.units * s.embedding), s.units,
+                    s.embedding, s.embedding, 0};
+  T* to = static_cast<T*>(r.packed_d) + map * s.embedding * s.hp;
+  for (int64_t panel = 0; panel < s.hp / kPanel<T>; ++panel)
+    pack_outputs(to + panel * s.embedding * kPanel<T>, m, r.l.weights, panel);
+}
+
+// ---- products of rows with packed weights ---------------------------------------------------------
+
+// c[row][out] (+)= sum over k of a[row][k] w[out][k]. `a` lies in rows (chunk = length) or in panels (chunk = lanes).
+template <class T>
+struct Rows {
+  const T* a;
+  int64_t a_row, chunk, jump;
+  const T* packed;
+  int64_t length;
+  T* c;
+  int64_t c_row;
+  bool add;
+
+  template <int MR, int NP>
+  __attribute__((always_inline)) inline void run(int64_t row, int64_t panel) const {
+    constexpr int64_t lanes = kPanel<T>;
+    const T* from[MR];
+    HF_UNROLL for (int i = 0; i < MR; ++i) from[i] = a + (row + i) * a_row;
+    Tile<T, MR, NP> tile = {};
+    multiply_long(tile, from, packed + panel * lanes * length, lanes * length, length, chunk, jump);
+    HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) {
+      T* to = c + (row + i) * c_row + panel * lanes + j * kLanes<T>;
+      store(to, add ? load(to) + tile.v[i][j] : tile.v[i][j]);
+    }
+  }
+  __attribute__((always_inline)) inline void finish(int64_t, int) const {}
+};
+
+}  // namespace HF_ISA
+}  // namespace hyperfast
