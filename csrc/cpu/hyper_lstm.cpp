@@ -33,25 +33,26 @@ HF_INLINE double value_of(double v) { return v; }
 HF_INLINE float value_of(BFloat16 v) { return from_bf16(v.bits); }
 HF_INLINE float value_of(_Float16 v) { return float(v); }
 
-constexpr int kDirectOutputs = 4;
-constexpr int kDirectRows = 3;
+// Outputs and rows at once: as many sums as hide the latency of an addition.
+constexpr int kDirectOutputs = 4, kDirectRows = 3;
+constexpr int kSingleOutputs = HF_VECTOR_BYTES == 64 ? 8 : 4;
 
 // c[row][out] (+)= sum over k of w[out][k] a[row][k], k in the lanes.
-template <class W, class T, int NR>
-static void multiply_in_place(const W* const (&w)[kDirectOutputs], const T* a, int64_t a_row, int64_t length, T* c,
+template <class W, class T, int NO, int NR>
+static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length, T* c,
                               int64_t c_row, int64_t outputs, bool add) {
-  Vec<T> sum[kDirectOutputs][NR] = {};
+  Vec<T> sum[NO][NR] = {};
   int64_t k = 0;
   for (; k + kLanes<T> <= length; k += kLanes<T>) {
     Vec<T> x[NR];
     HF_UNROLL for (int r = 0; r < NR; ++r) x[r] = load(a + r * a_row + k);
-    HF_UNROLL for (int o = 0; o < kDirectOutputs; ++o) {
+    HF_UNROLL for (int o = 0; o < NO; ++o) {
       const Vec<T> weights = load_as(w[o] + k, T(0));
       HF_UNROLL for (int r = 0; r < NR; ++r) sum[o][r] += weights * x[r];
     }
   }
-  HF_UNROLL for (int o = 0; o < kDirectOutputs; ++o) HF_UNROLL for (int r = 0; r < NR; ++r) {
-    T total = sum_over_lanes<T>(sum[o][r]);
+  HF_UNROLL for (int o = 0; o < NO; ++o) HF_UNROLL for (int r = 0; r < NR; ++r) {
+    T total = sum_of_lanes<T>(sum[o][r]);
     for (int64_t i = k; i < length; ++i) total += T(value_of(w[o][i])) * a[r * a_row + i];
     if (o < outputs) c[r * c_row + o] = add ? c[r * c_row + o] + total : total;
   }
@@ -64,17 +65,19 @@ static void panel_in_place(const Stored& m, int64_t panel, const T* a, int64_t a
   constexpr int64_t lanes = kPanel<T>;
   const int64_t panels = padded<T>(m.units) / lanes, gate = panel / panels, first = panel % panels * lanes;
   const int64_t height = min64(lanes, m.units - first);
-  for (int64_t o = 0; o < height; o += kDirectOutputs) {
-    const int64_t outputs = min64(kDirectOutputs, height - o);
-    const W* w[kDirectOutputs];
-    for (int i = 0; i < kDirectOutputs; ++i)  // past the last output, the last one again
+  const auto outputs_from = [&]<int NO, int NR>(int64_t o, int64_t row) {
+    const W* w[NO];
+    for (int i = 0; i < NO; ++i)  // past the last output, the last one again
       w[i] = static_cast<const W*>(m.data) + (gate * m.units + first + min64(o + i, height - 1)) * m.row_stride + m.column;
-    int64_t row = 0;
-    for (; row + kDirectRows <= rows; row += kDirectRows)
-      multiply_in_place<W, T, kDirectRows>(w, a + row * a_row, a_row, m.in, c + row * c_row + o, c_row, outputs, add);
-    for (; row < rows; ++row)
-      multiply_in_place<W, T, 1>(w, a + row * a_row, a_row, m.in, c + row * c_row + o, c_row, outputs, add);
-  }
+    multiply_in_place<W, T, NO, NR>(w, a + row * a_row, a_row, m.in, c + row * c_row + o, c_row, min64(NO, height - o),
+                                    add);
+  };
+  int64_t row = 0;
+  for (; row + kDirectRows <= rows; row += kDirectRows)
+    for (int64_t o = 0; o < height; o += kDirectOutputs)
+      outputs_from.template operator()<kDirectOutputs, kDirectRows>(o, row);
+  for (; row < rows; ++row)
+    for (int64_t o = 0; o < height; o += kSingleOutputs) outputs_from.template operator()<kSingleOutputs, 1>(o, row);
   if (!add)
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t o = height; o < lanes; ++o) c[row * c_row + o] = T(0);
@@ -263,10 +266,10 @@ static void recurrent_products(const HyperLstmRun& r, const HyperLstmStep& step,
     }
     const int64_t at = panel + (hyper ? s.main / lanes : 0);
     const T* packed = static_cast<const T*>(r.packed_h) + at * s.units * lanes;
-    for_tiles(Rows<T>{h, s.hp, s.units, 0, packed, s.units, c, s.width, false}, count, step.rows);
+    multiply_rows(Rows<T>{h, s.hp, s.units, 0, packed, s.units, c, s.width, false}, count, step.rows);
     if (hyper) {
       const T* own = static_cast<const T*>(r.packed_hyper_h) + panel * s.hyper * lanes;
-      for_tiles(Rows<T>{hyper_h, s.kp, s.hyper, 0, own, s.hyper, c, s.width, true}, count, step.rows);
+      multiply_rows(Rows<T>{hyper_h, s.kp, s.hyper, 0, own, s.hyper, c, s.width, true}, count, step.rows);
     }
   });
 }
@@ -315,7 +318,7 @@ template <class T>
 static void gather(const HyperLstmRun& r, const HyperLstmStep& step, int64_t row_before) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = r.chunk_rows * lanes;
+  const int64_t stride = panel_stride<T>(r);
   const auto rows_of = [&](void* panels, const void* data, int64_t first, int64_t width) {
     for (int64_t i = 0; i < step.rows; ++i)
       for (int64_t k = 0; k < width; k += lanes) {
@@ -353,16 +356,16 @@ template <class T>
 static void backward_state(const HyperLstmRun& r, const HyperLstmStep& step, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = r.chunk_rows * lanes, main = s.hp / lanes, hyper_rows = kGates * s.kp;
+  const int64_t stride = panel_stride<T>(r), main = s.hp / lanes, hyper_rows = kGates * s.kp;
   const T* gradients = static_cast<const T*>(r.panels_g) + step.in_chunk * lanes;
   const int64_t count = min64(end, main) - begin;
   if (count > 0)
-    for_tiles(Rows<T>{gradients, lanes, lanes, stride, static_cast<const T*>(r.back_h) + begin * s.width * lanes, s.width,
+    multiply_rows(Rows<T>{gradients, lanes, lanes, stride, static_cast<const T*>(r.back_h) + begin * s.width * lanes, s.width,
                       static_cast<T*>(r.h) + begin * lanes, s.hp, false},
               count, step.rows);
   const int64_t first = max64(begin - main, 0);
   if (end - main > first)
-    for_tiles(Rows<T>{gradients + s.main / lanes * stride, lanes, lanes, stride,
+    multiply_rows(Rows<T>{gradients + s.main / lanes * stride, lanes, lanes, stride,
                       static_cast<const T*>(r.back_hyper_h) + first * hyper_rows * lanes, hyper_rows,
                       static_cast<T*>(r.hyper_h) + first * lanes, s.kp, true},
               end - main - first, step.rows);
@@ -422,7 +425,7 @@ template <class T>
 static void weight_products(const HyperLstmRun& r, int64_t rows, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = r.chunk_rows * lanes;
+  const int64_t stride = panel_stride<T>(r);
   for (int64_t task = begin; task < end; ++task)
     by_cell(s, kWeightPanels, task, task + 1, [&](bool hyper, int64_t panel, int64_t count) {
       const int64_t at = panel + (hyper ? s.main / lanes : 0);
@@ -444,13 +447,13 @@ template <class T>
 static void input_gradients(const HyperLstmRun& r, int64_t row, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = r.chunk_rows * lanes, hyper_rows = kGates * s.kp;
+  const int64_t stride = panel_stride<T>(r), hyper_rows = kGates * s.kp;
   for (int64_t panel = 0; panel < s.ip / lanes; ++panel)
     for (int64_t first = begin; first < end; first += kInputRows) {
       const int64_t n = min64(kInputRows, end - first);
       alignas(64) T sum[kInputRows * lanes];
       const auto add = [&](const void* g, const void* packed, int64_t length, bool again) {
-        for_tiles(Rows<T>{static_cast<const T*>(g) + first * lanes, lanes, lanes, stride,
+        multiply_rows(Rows<T>{static_cast<const T*>(g) + first * lanes, lanes, lanes, stride,
                           static_cast<const T*>(packed) + panel * length * lanes, length, sum, lanes, again},
                   1, n);
       };

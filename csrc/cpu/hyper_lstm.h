@@ -81,6 +81,12 @@ static int64_t slab_bytes(const Sizes<T>& s) {
   return reinterpret_cast<char*>(slab.end) - reinterpret_cast<char*>(slab.begin);
 }
 
+// Values from panel to panel of a chunk: an odd number of cache lines, so that panels do not meet in a cache's sets.
+template <class T>
+HF_INLINE int64_t panel_stride(const HyperLstmRun& r) {
+  return (r.chunk_rows | 1) * kPanel<T>;
+}
+
 // ---- workspace ------------------------------------------------------------------------------------
 
 template <class T>
@@ -110,16 +116,17 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
     r.products = take(r.saved ? 0 : r.batch * s.width);
     return arena.at - base;
   }
+  const auto panels = [&](int64_t width) { return take(width / kPanel<T> * panel_stride<T>(r)); };
   r.back_h = take(s.width * s.hp);
   r.back_hyper_h = take(kGates * s.kp * s.kp);
   r.back_x = take(s.main * s.ip);
   r.back_hyper_x = take(kGates * s.kp * s.ip);
   r.back_z = take(s.zp * s.kp);
-  r.panels_g = take(r.chunk_rows * s.width);
-  r.panels_gx = s.scaled() ? take(r.chunk_rows * s.main) : r.panels_g;
-  r.panels_h = take(r.chunk_rows * s.hp);
-  r.panels_hyper_h = take(r.chunk_rows * s.kp);
-  r.panels_x = take(r.chunk_rows * s.ip);
+  r.panels_g = panels(s.width);
+  r.panels_gx = s.scaled() ? panels(s.main) : r.panels_g;
+  r.panels_h = panels(s.hp);
+  r.panels_hyper_h = panels(s.kp);
+  r.panels_x = panels(s.ip);
   r.sum_h = take(s.width * s.hp);
   r.sum_hyper_h = take(kGates * s.kp * s.kp);
   r.sum_x = take(s.width * s.ip);
@@ -139,20 +146,17 @@ struct Stored {
 // Panel `panel` of a gate-padded matrix: [in][lanes].
 template <class T>
 static void pack_outputs(T* to, const Stored& m, DType type, int64_t panel) {
-  constexpr int64_t lanes = kPanel<T>;
+  constexpr int64_t lanes = kPanel<T>, most = 128;
   const int64_t panels = padded<T>(m.units) / lanes, gate = panel / panels, first = panel % panels * lanes;
   const int64_t height = min64(lanes, m.units - first);
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    const int64_t row = gate * m.units + first + lane;
-    T values[256];
-    for (int64_t k = 0; k < m.in; k += 256) {
-      const int64_t n = min64(256, m.in - k);
-      if (lane < height)
-        load_row(values, element(m.data, type, row * m.row_stride + m.column + k), type, n);
-      else
-        for (int64_t i = 0; i < n; ++i) values[i] = T(0);
-      for (int64_t i = 0; i < n; ++i) to[(k + i) * lanes + lane] = values[i];
+  T rows[lanes * most];
+  for (int64_t k = 0; k < m.in; k += most) {
+    const int64_t n = min64(most, m.in - k);
+    for (int64_t lane = 0; lane < height; ++lane) {
+      const int64_t at = (gate * m.units + first + lane) * m.row_stride + m.column + k;
+      load_row(rows + lane * n, element(m.data, type, at), type, n);
     }
+    pack_transposed(to + k * lanes, rows, height, n);
   }
 }
 
@@ -240,6 +244,7 @@ struct Rows {
   T* c;
   int64_t c_row;
   bool add;
+  int64_t panel_stride = length * kPanel<T>;
 
   template <int MR, int NP>
   __attribute__((always_inline)) inline void run(int64_t row, int64_t panel) const {
@@ -247,7 +252,7 @@ struct Rows {
     const T* from[MR];
     HF_UNROLL for (int i = 0; i < MR; ++i) from[i] = a + (row + i) * a_row;
     Tile<T, MR, NP> tile = {};
-    multiply_long(tile, from, packed + panel * lanes * length, lanes * length, length, chunk, jump);
+    multiply_long(tile, from, packed + panel * panel_stride, panel_stride, length, chunk, jump);
     HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) {
       T* to = c + (row + i) * c_row + panel * lanes + j * kLanes<T>;
       store(to, add ? load(to) + tile.v[i][j] : tile.v[i][j]);
@@ -255,6 +260,28 @@ struct Rows {
   }
   __attribute__((always_inline)) inline void finish(int64_t, int) const {}
 };
+
+// Long products go piece by piece, so that a piece of two panels (24 KB) stays in L1 for all rows.
+constexpr int64_t kPieceBytes = 12288;
+
+template <class T>
+static void multiply_rows(const Rows<T>& whole, int64_t panels, int64_t rows) {
+  constexpr int64_t lanes = kPanel<T>, piece = kPieceBytes / (lanes * int64_t(sizeof(T)));
+  static_assert(piece % lanes == 0);
+  for (int64_t panel = 0; panel < panels; panel += kPanelsAtOnce) {
+    Rows<T> part = whole;
+    part.c += panel * lanes;
+    for (int64_t k = 0; k < whole.length; k += piece) {
+      part.length = min64(piece, whole.length - k);
+      part.chunk = min64(whole.chunk, part.length);
+      part.a = whole.a + (whole.chunk == lanes ? k / lanes * whole.jump : k);
+      part.packed = whole.packed + (panel * whole.length + k) * lanes;
+      part.panel_stride = whole.length * lanes;
+      part.add = whole.add || k > 0;
+      for_tiles(part, min64(kPanelsAtOnce, panels - panel), rows);
+    }
+  }
+}
 
 }  // namespace HF_ISA
 }  // namespace hyperfast

@@ -10,13 +10,6 @@ namespace HF_ISA {
 
 constexpr double kLayerNormEpsilon = 1e-3;  // as in hyperfast/reference/hyper_lstm.py
 
-template <class T>
-HF_INLINE T sum_over_lanes(Vec<T> v) {
-  T total = 0;
-  HF_UNROLL for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
-}
-
 // v where a lane is below `left`, else 0.
 template <class T>
 HF_INLINE Vec<T> first_lanes(Vec<T> v, int64_t left) {
@@ -50,14 +43,14 @@ static T normalise(T* x, int64_t units) {
   const int64_t up = padded<T>(units);
   Vec<T> sum = {};
   for (int64_t u = 0; u < up; u += lanes) sum += load(x + u);
-  const T mean = sum_over_lanes<T>(sum) / T(units);
+  const T mean = sum_of_lanes<T>(sum) / T(units);
   Vec<T> squares = {};
   for (int64_t u = 0; u < up; u += lanes) {
     const Vec<T> d = first_lanes<T>(load(x + u) - mean, units - u);
     squares += d * d;
     store(x + u, d);
   }
-  const T variance = sum_over_lanes<T>(squares) / T(units) + T(kLayerNormEpsilon);
+  const T variance = sum_of_lanes<T>(squares) / T(units) + T(kLayerNormEpsilon);
   const T inverse = T(1) / T(sizeof(T) == 8 ? __builtin_sqrt(double(variance)) : __builtin_sqrtf(float(variance)));
   for (int64_t u = 0; u < up; u += lanes) store(x + u, load(x + u) * inverse);
   return inverse;
@@ -117,7 +110,7 @@ static void normalise_backward(T* d, const CellRow<T>& row, const CellShape<T>& 
     sum += v;
     along += v * x;
   }
-  const T mean = sum_over_lanes<T>(sum) / T(s.units), slope = sum_over_lanes<T>(along) / T(s.units);
+  const T mean = sum_of_lanes<T>(sum) / T(s.units), slope = sum_of_lanes<T>(along) / T(s.units);
   const T inverse = row.inverse[vector];
   for (int64_t u = 0; u < s.up; u += lanes) {
     const Vec<T> v = load(d + u) * load(weight + u);

@@ -170,7 +170,7 @@ static void map_backward(const T* d, int64_t up, const T* map, T* map_gradient, 
         store(map_gradient + at + j * kLanes<T>, gradient);
       }
     }
-    HF_UNROLL for (int i = 0; i < kRowsAtOnce; ++i) dz[i * z_row + e] = sum_over_lanes<T>(sum[i]);
+    HF_UNROLL for (int i = 0; i < kRowsAtOnce; ++i) dz[i * z_row + e] = sum_of_lanes<T>(sum[i]);
   }
 }
 
@@ -190,7 +190,7 @@ static void scales_backward(const HyperLstmRun& r, const Sizes<T>& s, const Hype
                             const Operands<T>& o, Block<T>& block, const Slab<T>& slab, const T* embedded,
                             T* hyper_dh) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t stride = r.chunk_rows * kPanel<T>, hp = s.hp;
+  const int64_t stride = panel_stride<T>(r), hp = s.hp;
   for (int64_t i = n; i < kRowsAtOnce; ++i) {
     for (int64_t k = 0; k < s.zp; ++k) block.z[i * s.zp + k] = T(0);
     for (int64_t u = 0; u < hp; ++u) block.differences[i * hp + u] = T(0);
@@ -251,7 +251,7 @@ template <class T>
 static void retreat(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& cells, const HyperLstmStep& step,
                     int64_t row_before, int64_t b, int64_t n, Block<T>& block, const Slab<T>& slab) {
   const HyperLstmLayer& l = r.l;
-  const int64_t stride = r.chunk_rows * kPanel<T>;
+  const int64_t stride = panel_stride<T>(r);
   const bool first = row_before < 0;
   const auto before = [&](int k) { return first ? r.state[k] : static_cast<const void*>(r.out[k]); };
   const int64_t at = (first ? 0 : row_before) + b;

@@ -97,18 +97,6 @@ static void find_centre(const Screen& s, int64_t begin, int64_t n, T* centre, T*
   for (int64_t k = 0; k < n; ++k) centre[k] *= scale;
 }
 
-template <class T>
-HF_INLINE T sum_of_lanes(Vec<T> v) {
-  typedef T Quarter __attribute__((vector_size(16), may_alias));
-  const Quarter* parts = reinterpret_cast<const Quarter*>(&v);
-  Quarter sum = parts[0];
-  HF_UNROLL for (int i = 1; i < HF_VECTOR_BYTES / 16; ++i) sum += parts[i];
-  if constexpr (sizeof(T) == 8)
-    return sum[0] + sum[1];
-  else
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
 // One row less the centre; returns its squared norm.
 template <class T>
 static double centred(T* to, const T* x, const T* centre, int64_t n) {

@@ -174,17 +174,6 @@ struct LayerForward {
   }
 };
 
-template <class T>
-HF_INLINE T sum_of_lanes(Vec<T> v) {
-  typedef T Quad __attribute__((vector_size(4 * sizeof(T))));
-  if constexpr (kLanes<T> < 4) return v[0] + v[1];
-  Quad parts[kLanes<T> < 4 ? 1 : kLanes<T> / 4];
-  __builtin_memcpy(parts, &v, sizeof(v));
-  Quad sum = parts[0];
-  for (int i = 1; i < kLanes<T> / 4; ++i) sum += parts[i];
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
 // A narrow layer before activation. Lanes past its inputs hold what an activation made of nothing: they are left out.
 template <class T, int OUT>
 static void narrow_products(const Layer& layer, const PackedLayer<T>& packed, const T* input, T* output, int64_t rows) {

@@ -24,7 +24,7 @@ constexpr int64_t kBlockRows = 6;           // rows that the kernels take at onc
 constexpr int64_t kPackedRows = 5, kPackedSteps = 4;
 constexpr int64_t kForwardChunk = 128, kBackwardChunk = 512;
 // Partial sums have a fixed number, so that gradients do not depend on the number of threads.
-constexpr int64_t kSlabs = 16, kSlabsOfLargeMaps = 8, kLargeMaps = 1 << 18;
+constexpr int64_t kSlabs = 16, kSlabsOfFewRows = 4, kSlabsOfLargeMaps = 8, kLargeMaps = 1 << 18;
 constexpr int64_t kFlopsPerTask = 1 << 16;
 
 const HyperLstmKernels& kernels() {
@@ -45,6 +45,7 @@ struct Call {
   Tensors tensors;
   HyperLstmRun r{};
   std::vector<Chunk> chunks;
+  int64_t slab_rows = 1;
   const HyperLstmKernels& kernel = kernels();
 
   Call(const Tensors& given, const Tensor& batch_sizes, const Tensor& seed, const Ints& ints, const Doubles& floats,
@@ -75,9 +76,11 @@ struct Call {
     r.batch = h.size(0);
     r.x = x.const_data_ptr();
     for (size_t i = 0; i < 4; ++i) r.state[i] = tensors[kState + i].const_data_ptr();
-    const int64_t blocks = (r.batch + kBlockRows - 1) / kBlockRows;
-    const bool large = l.embedding * l.units * 12 > kLargeMaps;
-    r.slabs = std::max<int64_t>(1, std::min(blocks, large ? kSlabsOfLargeMaps : kSlabs));
+    const int64_t slabs = l.embedding * l.units * 12 > kLargeMaps ? kSlabsOfLargeMaps : kSlabs;
+    slab_rows = r.batch <= kSlabs ? (r.batch + kSlabsOfFewRows - 1) / kSlabsOfFewRows : (r.batch + slabs - 1) / slabs;
+    if (slab_rows > kBlockRows / 2) slab_rows = (slab_rows + kBlockRows - 1) / kBlockRows * kBlockRows;
+    slab_rows = std::max<int64_t>(1, slab_rows);
+    r.slabs = std::max<int64_t>(1, (r.batch + slab_rows - 1) / slab_rows);
     divide(x.size(0), batch_sizes, backward ? kBackwardChunk : kForwardChunk);
   }
 
@@ -153,11 +156,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hyper_lstm(const Tensors& ten
       for (const HyperLstmStep& step : chunk.steps) {
         call.share(kernel.product_tasks(r), call.step_flops(step),
                    [&](int64_t begin, int64_t end) { kernel.recurrent_products(r, step, begin, end); });
-        const int64_t blocks = (step.rows + kBlockRows - 1) / kBlockRows, areas = std::min(slots, blocks);
+        const int64_t areas = std::min(slots, step.rows);
         call.share(areas, step.rows * call.row_flops(), [&](int64_t begin, int64_t end) {
           for (int64_t area = begin; area < end; ++area)
-            kernel.rows(r, step, area * blocks / areas * kBlockRows,
-                        std::min((area + 1) * blocks / areas * kBlockRows, step.rows), memory + area * scratch);
+            kernel.rows(r, step, area * step.rows / areas, (area + 1) * step.rows / areas, memory + area * scratch);
         });
       }
     }
@@ -189,7 +191,7 @@ Tensors hyper_lstm_backward(const Tensors& grads, const Tensors& tensors, const 
   r.want_weights = want_weights;
 
   const HyperLstmKernels& kernel = call.kernel;
-  const int64_t scratch = kernel.scratch(r), blocks = (r.batch + kBlockRows - 1) / kBlockRows;
+  const int64_t scratch = kernel.scratch(r);
   char* memory = call.allocate(r.slabs);
   call.pack();
   kernel.clear_sums(r);
@@ -203,9 +205,8 @@ Tensors hyper_lstm_backward(const Tensors& grads, const Tensors& tensors, const 
       if (want_weights) kernel.gather(r, step, row_before);
       call.share(r.slabs, 3 * step.rows * call.row_flops(), [&](int64_t begin, int64_t end) {
         for (int64_t slab = begin; slab < end; ++slab)
-          kernel.backward_rows(r, step, row_before, std::min(slab * blocks / r.slabs * kBlockRows, step.rows),
-                               std::min((slab + 1) * blocks / r.slabs * kBlockRows, step.rows), slab,
-                               memory + slab * scratch);
+          kernel.backward_rows(r, step, row_before, std::min(slab * call.slab_rows, step.rows),
+                               std::min((slab + 1) * call.slab_rows, step.rows), slab, memory + slab * scratch);
       });
       call.share(kernel.state_tasks(r), call.step_flops(step),
                  [&](int64_t begin, int64_t end) { kernel.backward_state(r, step, begin, end); });

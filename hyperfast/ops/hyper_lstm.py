@@ -131,7 +131,7 @@ def _check_rows(x: Tensor, batch: int, batch_sizes: Tensor | None) -> None:
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
         raise TypeError(f"batch_sizes must be [T] int64 on the CPU; got {batch_sizes.dtype} on {batch_sizes.device}")
     n = batch_sizes
-    if n.numel() and (int(n[0]) != batch or bool((n[1:] > n[:-1]).any()) or int(n[-1]) < 1) or int(n.sum()) != len(x):
+    if (n.numel() and (int(n[0]) != batch or bool((n[1:] > n[:-1]).any()) or int(n[-1]) < 1)) or int(n.sum()) != len(x):
         raise ValueError(f"batch_sizes must begin with B = {batch}, not rise, and sum to x's rows, {len(x)}; got {n}")
 
 

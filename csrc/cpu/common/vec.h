@@ -53,6 +53,19 @@ HF_INLINE Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
+// Quarters of a register first: short chains, one order for all.
+template <class T>
+HF_INLINE T sum_of_lanes(Vec<T> v) {
+  typedef T Quarter __attribute__((vector_size(16), may_alias));
+  const Quarter* parts = reinterpret_cast<const Quarter*>(&v);
+  Quarter sum = parts[0];
+  HF_UNROLL for (int i = 1; i < HF_VECTOR_BYTES / 16; ++i) sum += parts[i];
+  if constexpr (sizeof(T) == 8)
+    return sum[0] + sum[1];
+  else
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 HF_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 HF_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 HF_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
