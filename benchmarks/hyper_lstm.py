@@ -113,8 +113,8 @@ def _cell(gates: list[Tensor], c: Tensor, w: Cell) -> tuple[Tensor, Tensor]:
 
 
 def _layer_norm(x: Tensor, w: Cell, k: int) -> Tensor:
-    assert w.ln_weight is not None and w.ln_bias is not None
-    return F.layer_norm(x, x.shape[-1:], w.ln_weight[k], w.ln_bias[k], LAYER_NORM_EPSILON)
+    weight, bias = (None, None) if w.ln_weight is None or w.ln_bias is None else (w.ln_weight[k], w.ln_bias[k])
+    return F.layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPSILON)
 
 
 def careful(*tensors: Tensor) -> Tensor:
@@ -131,7 +131,6 @@ def _careful(step: Any, tensors: tuple[Tensor, ...]) -> Tensor:
     x, state, w, hyper, s = _grouped(tensors)
     (h, c), (hyper_h, hyper_c) = state
     batch, units = h.shape
-    assert w.ln_weight is not None and w.ln_bias is not None and hyper.ln_weight is not None
     inputs = F.linear(x, torch.cat([w.weight_ih, hyper.weight_ih[:, units:]])).unflatten(0, (-1, batch))
     recurrent = torch.cat([w.weight_hh, hyper.weight_ih[:, :units]])
     z_weight = torch.cat([s.z_h_weight, s.z_x_weight, s.z_b_weight]).flatten(0, 1)

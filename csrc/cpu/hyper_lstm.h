@@ -135,43 +135,13 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
   return arena.at - base;
 }
 
-// ---- packing --------------------------------------------------------------------------------------
+// ---- weights as they are stored -------------------------------------------------------------------
 
 // A matrix [4 units, row_stride] as it is stored, of which columns [column, column + in) are read.
 struct Stored {
   const void* data;
   int64_t units, in, row_stride, column;
 };
-
-// Panel `panel` of a gate-padded matrix: [in][lanes].
-template <class T>
-static void pack_outputs(T* to, const Stored& m, DType type, int64_t panel) {
-  constexpr int64_t lanes = kPanel<T>, most = 128;
-  const int64_t panels = padded<T>(m.units) / lanes, gate = panel / panels, first = panel % panels * lanes;
-  const int64_t height = min64(lanes, m.units - first);
-  T rows[lanes * most];
-  for (int64_t k = 0; k < m.in; k += most) {
-    const int64_t n = min64(most, m.in - k);
-    for (int64_t lane = 0; lane < height; ++lane) {
-      const int64_t at = (gate * m.units + first + lane) * m.row_stride + m.column + k;
-      load_row(rows + lane * n, element(m.data, type, at), type, n);
-    }
-    pack_transposed(to + k * lanes, rows, height, n);
-  }
-}
-
-// Panel `panel` of the inputs: [4 padded units][lanes], zero in pads.
-template <class T>
-static void pack_inputs(T* to, const Stored& m, DType type, int64_t panel) {
-  constexpr int64_t lanes = kPanel<T>;
-  const int64_t up = padded<T>(m.units), first = panel * lanes, n = min64(lanes, m.in - first);
-  for (int64_t row = 0; row < kGates * up; ++row, to += lanes) {
-    const int64_t gate = row / up, unit = row % up;
-    if (unit < m.units)
-      load_row(to, element(m.data, type, (gate * m.units + unit) * m.row_stride + m.column + first), type, n);
-    for (int64_t i = unit < m.units ? n : 0; i < lanes; ++i) to[i] = T(0);
-  }
-}
 
 HF_INLINE Stored weight_ih(const HyperLstmLayer& l) {
   return {l.weight[kWeightIh], l.units, l.inputs, l.inputs, 0};
@@ -197,39 +167,23 @@ static void load_padded(T* to, const void* from, DType type, int64_t count, int6
   }
 }
 
+// ---- tasks -----------------------------------------------------------------------------------------
+
+// Rows of x at once: converted ones stay in L1.
+constexpr int64_t kInputRows = 24;
+constexpr int64_t kPanelsPerTask = 2;
+
 template <class T>
-static void pack_vectors(const HyperLstmRun& r, const Sizes<T>& s) {
-  const HyperLstmLayer& l = r.l;
-  const Vectors<T> v = Vectors<T>::at(r.vectors, s);
-  const auto cell = [&](const CellVectors<T>& to, int first, int64_t units) {
-    load_padded(to.bias, l.weight[first], l.weights, 4, units);
-    load_padded(to.ln_weight, l.weight[first + 1], l.weights, 5, units);
-    load_padded(to.ln_bias, l.weight[first + 2], l.weights, 5, units);
-  };
-  cell(v.main, kBias, s.units);
-  cell(v.hyper, kHyperBias, s.hyper);
-  if (!s.scaled()) return;
-  const int64_t n = 4 * s.embedding;
-  load_row(v.embedding, l.weight[kZhBias], l.weights, n);
-  load_row(v.embedding + n, l.weight[kZxBias], l.weights, n);
-  for (int64_t i = 2 * n; i < s.zp; ++i) v.embedding[i] = T(0);
+static int64_t panels_of(const Sizes<T>& s) {
+  return s.width / kPanel<T>;
 }
 
-// The weights of all embeddings as rows [12 Z][K] of the compute type.
-template <class T>
-static void load_embeddings(T* to, const HyperLstmRun& r, const Sizes<T>& s) {
-  const int64_t n = 4 * s.embedding * s.hyper;
-  for (int kind = 0; kind < 3; ++kind) load_row(to + kind * n, r.l.weight[kZhWeight + kind], r.l.weights, n);
-}
-
-// Map `map` (kind * 4 + gate) to scales, [panel][element][lanes].
-template <class T>
-static void pack_map(const HyperLstmRun& r, const Sizes<T>& s, int64_t map) {
-  const Stored m = {element(r.l.weight[kDhWeight + map / 4], r.l.weights, map % 4 * s.units * s.embedding), s.units,
-                    s.embedding, s.embedding, 0};
-  T* to = static_cast<T*>(r.packed_d) + map * s.embedding * s.hp;
-  for (int64_t panel = 0; panel < s.hp / kPanel<T>; ++panel)
-    pack_outputs(to + panel * s.embedding * kPanel<T>, m, r.l.weights, panel);
+// work(cell, first, count) for the main cell's and the hyper cell's panels among those of tasks [begin, end).
+template <class T, class Work>
+HF_INLINE void by_cell(const Sizes<T>& s, int64_t per_task, int64_t begin, int64_t end, const Work& work) {
+  const int64_t main = s.main / kPanel<T>, first = begin * per_task, last = min64(end * per_task, panels_of(s));
+  if (first < main) work(false, first, min64(last, main) - first);
+  if (last > main) work(true, max64(first, main) - main, last - max64(first, main));
 }
 
 // ---- products of rows with packed weights ---------------------------------------------------------

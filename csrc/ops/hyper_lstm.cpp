@@ -23,7 +23,7 @@ constexpr int64_t kBlockRows = 6;           // rows that the kernels take at onc
 // Below so many rows or steps the weights are read where they lie: packing them costs as much as a few steps of 16 rows.
 constexpr int64_t kPackedRows = 5, kPackedSteps = 4;
 constexpr int64_t kForwardChunk = 128, kBackwardChunk = 512;
-// Partial sums have a fixed number, so that gradients do not depend on the number of threads.
+// Batch rows are shared out in slabs of a fixed size, each with its sums: results do not depend on the number of threads.
 constexpr int64_t kSlabs = 16, kSlabsOfFewRows = 4, kSlabsOfLargeMaps = 8, kLargeMaps = 1 << 18;
 constexpr int64_t kFlopsPerTask = 1 << 16;
 
@@ -147,8 +147,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hyper_lstm(const Tensors& ten
     for (size_t i = 0; i < 4; ++i) r.out[i] = out[i].mutable_data_ptr();
     r.saved = save ? saved.mutable_data_ptr() : nullptr;
     const HyperLstmKernels& kernel = call.kernel;
-    const int64_t slots = torch::stable::get_num_threads(), scratch = kernel.scratch(r);
-    char* memory = call.allocate(slots);
+    const int64_t scratch = kernel.scratch(r);
+    char* memory = call.allocate(r.slabs);
     call.pack();
     kernel.load_state(r);
     for (const Chunk& chunk : call.chunks) {
@@ -156,10 +156,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hyper_lstm(const Tensors& ten
       for (const HyperLstmStep& step : chunk.steps) {
         call.share(kernel.product_tasks(r), call.step_flops(step),
                    [&](int64_t begin, int64_t end) { kernel.recurrent_products(r, step, begin, end); });
-        const int64_t areas = std::min(slots, step.rows);
-        call.share(areas, step.rows * call.row_flops(), [&](int64_t begin, int64_t end) {
-          for (int64_t area = begin; area < end; ++area)
-            kernel.rows(r, step, area * step.rows / areas, (area + 1) * step.rows / areas, memory + area * scratch);
+        call.share(r.slabs, step.rows * call.row_flops(), [&](int64_t begin, int64_t end) {
+          for (int64_t slab = begin; slab < end; ++slab)
+            kernel.rows(r, step, std::min(slab * call.slab_rows, step.rows),
+                        std::min((slab + 1) * call.slab_rows, step.rows), memory + begin * scratch);
         });
       }
     }
@@ -206,7 +206,7 @@ Tensors hyper_lstm_backward(const Tensors& grads, const Tensors& tensors, const 
       call.share(r.slabs, 3 * step.rows * call.row_flops(), [&](int64_t begin, int64_t end) {
         for (int64_t slab = begin; slab < end; ++slab)
           kernel.backward_rows(r, step, row_before, std::min(slab * call.slab_rows, step.rows),
-                               std::min((slab + 1) * call.slab_rows, step.rows), slab, memory + slab * scratch);
+                               std::min((slab + 1) * call.slab_rows, step.rows), slab, memory + begin * scratch);
       });
       call.share(kernel.state_tasks(r), call.step_flops(step),
                  [&](int64_t begin, int64_t end) { kernel.backward_state(r, step, begin, end); });

@@ -50,7 +50,9 @@ class _Recurrence(nn.Module):
         self.batch_first, self.dropout, self.layer_norm = batch_first, dropout, layer_norm
         self.hyper_size, self.hyper_layer_norm, self.options = hyper_size, hyper_layer_norm, options
 
-    def _add_cell(self, prefix: str, layer: int, inputs: int, units: int, layer_norm: bool, factory: dict) -> None:
+    def _add_cell(
+        self, prefix: str, layer: int, inputs: int, units: int, layer_norm: bool, factory: dict[str, Any]
+    ) -> None:
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (4 * units, inputs), "weight_hh": (4 * units, units), "bias": (4 * units,),
         }  # fmt: skip
@@ -104,11 +106,13 @@ class _Recurrence(nn.Module):
 
 
 def check_positive(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is a positive int."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive whole number; got {value!r}")
 
 
 def check_probability(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is from 0 to 1."""
     if not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability from 0 to 1; got {value!r}")
 
@@ -174,7 +178,7 @@ class HyperLSTM(_Recurrence):
             layer_norm if hyper_layer_norm is None else hyper_layer_norm, options,
         )  # fmt: skip
         self.embedding_size, self.init = embedding_size, init
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         h, k, z = hidden_size, hyper_size, embedding_size
         shapes = dict(zip(Scaling._fields, [(4, z, k)] * 3 + [(4, z)] * 2 + [(4, h, z)] * 3, strict=True))
         for layer in range(num_layers):
@@ -209,10 +213,10 @@ class HyperLSTM(_Recurrence):
 
         Raises ValueError where `lstm` has projections or two directions. options: HyperLSTM's, without layer norm.
         """
-        _check_convertible(lstm)
+        weight = _check_convertible(lstm)
         new = cls(
             lstm.input_size, lstm.hidden_size, hyper_size, embedding_size, lstm.num_layers, lstm.batch_first,
-            lstm.dropout, layer_norm=False, device=lstm.weight_hh_l0.device, dtype=lstm.weight_hh_l0.dtype, **options,
+            lstm.dropout, layer_norm=False, device=weight.device, dtype=weight.dtype, **options,
         )  # fmt: skip
         _copy_weights(new, lstm)
         for layer in range(lstm.num_layers):
@@ -269,7 +273,9 @@ class HyperLSTMCell(HyperLSTM):
     state_dicts fit both.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, **options: Any):
+    def __init__(
+        self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, **options: Any
+    ):
         for name in ("num_layers", "batch_first", "dropout"):
             if name in options:
                 raise TypeError(f"a cell takes no {name}")
@@ -327,8 +333,7 @@ class LayerNormLSTM(_Recurrence):
 
         Raises ValueError where `lstm` has projections or two directions.
         """
-        _check_convertible(lstm)
-        weight = lstm.weight_hh_l0
+        weight = _check_convertible(lstm)
         new = cls(
             lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.batch_first, lstm.dropout, layer_norm=False,
             device=weight.device, dtype=weight.dtype,
@@ -353,11 +358,13 @@ class LayerNormLSTM(_Recurrence):
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, layer_norm={self.layer_norm}"
 
 
-def _check_convertible(lstm: nn.LSTM) -> None:
+def _check_convertible(lstm: nn.LSTM) -> Tensor:
+    """One of its weights, which have its device and dtype."""
     if not isinstance(lstm, nn.LSTM):
         raise TypeError(f"lstm must be an nn.LSTM; got {type(lstm).__name__}")
     if lstm.bidirectional or lstm.proj_size:
         raise ValueError("lstm must have one direction and no projections")
+    return lstm.get_parameter("weight_hh_l0")
 
 
 def _copy_weights(new: _Recurrence, lstm: nn.LSTM) -> None:

@@ -40,7 +40,7 @@ def hyper_lstm(
     w: Cell,
     hyper: Cell | None = None,
     scaling: Scaling | None = None,
-    options: Options = Options(),
+    options: Options | None = None,
     *,
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
@@ -59,7 +59,7 @@ def hyper_lstm(
         state: h and c [B,H], hyper_h and hyper_c [B,K] (K = 0 without a hyper cell).
         w: weights of the main cell; gates stacked in the order i, f, g, o.
         hyper, scaling: the hyper cell, and its maps to the scales. None: d = 1, beta = 0, an ordinary LSTM.
-        options: forget bias, dropout, which output of the hyper cell is read.
+        options: forget bias, dropout, which output of the hyper cell is read; None: Options().
         batch_sizes: [T] int64 on the CPU, rows of each step, never more than before, at first B; None: B each.
         seed: [1] int64 on x's device; without it nothing is dropped.
 
@@ -69,6 +69,7 @@ def hyper_lstm(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    options = Options() if options is None else options
     hyper_state = list(state.hyper)
     if hyper is None:  # one tensor in two places is no graph for torch.compile
         hyper_state = [x.new_empty(state.main.h.shape[0], 0) for _ in range(2)]
@@ -111,7 +112,9 @@ def _check(tensors: Sequence[Tensor | None], batch_sizes: Tensor | None, seed: T
     for name, t in given.items():
         for dim, size in enumerate(_SHAPES[name]):
             if t.shape[dim] != sizes[size]:
-                raise ValueError(f"{name} must be {_DOCUMENTED[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}")
+                raise ValueError(
+                    f"{name} must be {_DOCUMENTED[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}"
+                )
     check_together(**given)
     dtypes = {t.dtype for name, t in given.items() if name in NAMES[:5]}
     if len(dtypes) > 1:
@@ -149,10 +152,11 @@ def evaluate(tensors: Sequence[Tensor | None], batch_sizes: Tensor, seed: Tensor
     for t in given:
         dtype = torch.promote_types(dtype, t.dtype)
     wide: list[Any] = [None if t is None else t.to(dtype) for t in tensors]
-    cells = [None if part[0] is None else Cell(*part) for part in (wide[_CELL], wide[_HYPER])]
+    cell, hyper = (None if part[0] is None else Cell(*part) for part in (wide[_CELL], wide[_HYPER]))
+    assert cell is not None
     state = HyperState(LSTMState(*wide[1:3]), LSTMState(*wide[3:5]))
     out = reference.hyper_lstm(
-        wide[0], steps_of(len(x), wide[1].shape[0], batch_sizes), state, cells[0], cells[1],
+        wide[0], steps_of(len(x), wide[1].shape[0], batch_sizes), state, cell, hyper,
         None if wide[15] is None else Scaling(*wide[_SCALING]), options, seed if seed.numel() else None,
     )  # fmt: skip
     return States(*(t.to(x.dtype) for t in out))
@@ -272,7 +276,7 @@ def encode(options: Options) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 def decode(ints: Sequence[int], floats: Sequence[float]) -> Options:
     """The Options that encode() wrote down."""
-    return Options(("current", "previous")[ints[0]], *floats, layer=ints[1])
+    return Options(("current", "previous")[ints[0]], floats[0], floats[1], floats[2], ints[1])
 
 
 # ---- raw ops ----------------------------------------------------------------------------------------

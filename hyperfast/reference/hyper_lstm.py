@@ -1,4 +1,4 @@
-"""HyperLSTM, LayerNormLSTM and HyperRNN (HyperNetworks, equations 5 to 13), one step after the other, in plain PyTorch.
+"""HyperLSTM and LayerNormLSTM (HyperNetworks, equations 9 to 13), one step after the other, in plain PyTorch.
 
 Gates are stacked in PyTorch's order i, f, g, o. Shapes: T steps, B sequences, R rows (those of all steps, one step
 after the other, as in a PackedSequence: T*B where all sequences have T steps), I inputs, H units, K units of the hyper
@@ -7,7 +7,7 @@ cell, Z elements of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """From the hyper cell's output to the scales of the main cell (equations 11 and 12), of G gates (4, or 1 for RNNs).
+    """From the hyper cell's output to the scales of the main cell (equations 11 and 12), of G gates (4; 1 in an RNN).
 
     z_*_weight [G,Z,K], z_h_bias and z_x_bias [G,Z], d_*_weight [G,H,Z].
     """
@@ -127,27 +127,6 @@ def hyper_lstm_step(
     return HyperState(gates_to_state(pre, state.main.c, w, forget_bias, keep), after), scales
 
 
-class RNNCell(NamedTuple):
-    """The weights of one RNN cell: input [H,I], recurrent [H,H], bias [H]."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor
-
-
-def hyper_rnn_step(
-    x: Tensor, h: Tensor, hyper_h: Tensor, w: RNNCell, hyper: RNNCell, scaling: Scaling, nonlinearity: Callable
-) -> tuple[Tensor, Tensor, Scales]:
-    """Equations 6 and 8: x [B,I], h [B,H], hyper_h [B,K] -> the next h and hyper_h, and the scales [B,1,H].
-
-    h' = phi(d_h * W_h h + d_x * W_x x + b)     hyper_h' = phi(Ŵ_h hyper_h + Ŵ_x [h; x] + b̂)
-    """
-    after = nonlinearity(torch.cat([h, x], 1) @ hyper.weight_ih.mT + hyper_h @ hyper.weight_hh.mT + hyper.bias)
-    scales = scales_of(after, scaling)
-    d_h, d_x, b = (s.squeeze(1) for s in scales)
-    return nonlinearity(d_h * (h @ w.weight_hh.mT) + d_x * (x @ w.weight_ih.mT) + b + w.bias), after, scales
-
-
 # ---- sequences ------------------------------------------------------------------------------------
 
 
@@ -228,28 +207,6 @@ def _masks(seed, batch_sizes: Sequence[int], layer: int, p: float, x: Tensor, fe
     t = torch.cat([torch.full((n,), step) for step, n in enumerate(batch_sizes)])
     b = torch.cat([torch.arange(n) for n in batch_sizes])
     return keep_mask(seed, layer, p, t, b, features).to(x.dtype)
-
-
-def hyper_rnn(
-    x: Tensor,
-    batch_sizes: Sequence[int],
-    h: Tensor,
-    hyper_h: Tensor,
-    w: RNNCell,
-    hyper: RNNCell,
-    scaling: Scaling,
-    nonlinearity: Callable,
-) -> tuple[Tensor, Tensor]:
-    """Equation 8 over all steps: h [R,H] and hyper_h [R,K] after every step."""
-    steps, begin = [], 0
-    for n in batch_sizes:
-        h, hyper_h, _ = hyper_rnn_step(x[begin : begin + n], h[:n], hyper_h[:n], w, hyper, scaling, nonlinearity)
-        begin += n
-        steps.append((h, hyper_h))
-    if not steps:
-        return h[:0] + x.sum(), hyper_h[:0] + x.sum()
-    hs, hyper_hs = zip(*steps, strict=True)
-    return torch.cat(hs), torch.cat(hyper_hs)
 
 
 def make_inputs(
