@@ -53,6 +53,7 @@ gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) -m pip install --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m hyperfast.cli doctor | tee $(OUT)/doctor.txt
-	set -o pipefail; $(PYTHON) -m pytest -q tests/test_target_net.py tests/test_ensemble.py | tee $(OUT)/tests.txt
+	set -o pipefail; $(PYTHON) -m pytest -q tests/test_target_net*.py tests/test_ensemble.py tests/test_gauge.py \
+	    tests/test_nn_entropy.py tests/test_hyper_lstm.py | tee $(OUT)/tests.txt
 	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
 gpu: SHELL := /bin/bash

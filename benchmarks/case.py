@@ -33,6 +33,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     compiled: tuple[str, ...] = field(default=("careful",))
     """Baselines that are also run under torch.compile."""
+    yardsticks: tuple[str, ...] = ()
+    """Baselines that compute another function: they are timed, but are never the best baseline."""
     flops_with_backward: int | None = None
     """Of forward and backward together; None: three times forward's, a product to inputs and one to weights."""
     long: bool = False

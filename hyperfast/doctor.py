@@ -163,6 +163,22 @@ def _smoke_neighbors(device: str) -> torch.Tensor:
     return nearest_neighbor(make_inputs(9, 20, device=device))[0]
 
 
+def _smoke_hyper_lstm(device: str) -> torch.Tensor:
+    from .ops.hyper_lstm import hyper_lstm
+    from .reference.hyper_lstm import make_inputs
+
+    return hyper_lstm(*make_inputs(3, 2, 4, 6, 5, 2, device=device)).h
+
+
+def _smoke_hyper_rnn(device: str) -> torch.Tensor:
+    from .nn import HyperRNN
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        m = HyperRNN(3, 5).to(device)
+    return m(torch.ones(4, 2, 3, device=device))[0].detach()
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
@@ -171,6 +187,8 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
     "fix_gauge": _smoke_gauge,
+    "hyper_lstm": _smoke_hyper_lstm,
+    "hyper_rnn": _smoke_hyper_rnn,
     "nearest_neighbor": _smoke_neighbors,
 }
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hyperfast.benchmarks import ensemble, gauge, nn_entropy, report, run, target_net
+from hyperfast.benchmarks import ensemble, gauge, hyper_lstm, nn_entropy, report, run, target_net
 from hyperfast.benchmarks.case import Case
 
 CPU = torch.device("cpu")
@@ -56,6 +56,18 @@ def test_every_case_passes_its_gate(case):
     for name, baseline in case.baselines.items():
         for got, value in zip(run._values(case, baseline, small), expected, strict=True):
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_hyper_lstm_cases_and_their_baselines():
+    case = next(case for case in hyper_lstm.cases() if case.name == "ptb B=1")
+    run.gate(case, CPU)
+    inputs = case.inputs(CPU)
+    expected = case.reference(*inputs)
+    for name, baseline in case.baselines.items():
+        got = baseline(*inputs)
+        assert got.shape == expected.shape, name
+        if name not in case.yardsticks and name != "compile":
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_the_longest_cases_are_not_quick():

@@ -1,7 +1,10 @@
 """The public functions. Each checks its input once, chooses a backend and differentiates; none does maths."""
 
 from .gauge import fix_gauge
+from .hyper_lstm import hyper_lstm
 from .nn_entropy import nearest_neighbor, nn_entropy
 from .target_net import batched_conv2d, batched_linear, batched_mlp
 
-__all__ = ["batched_conv2d", "batched_linear", "batched_mlp", "fix_gauge", "nearest_neighbor", "nn_entropy"]
+__all__ = [
+    "batched_conv2d", "batched_linear", "batched_mlp", "fix_gauge", "hyper_lstm", "nearest_neighbor", "nn_entropy",
+]  # fmt: skip
