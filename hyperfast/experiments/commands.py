@@ -81,6 +81,8 @@ def sample(arguments: list[str]) -> None:
         "device": _DEVICE,
     })  # fmt: skip
     _check_members(options.members)
+    if experiment.load is None:
+        raise ValueError(f"{experiment.name} generates no networks: there is nothing to sample")
     trained = experiment.load(options.checkpoint, _device(options.device), options.seed)
     theta = torch.empty(options.members, trained.net.num_weights)
     with ProgressBar("sampling", options.members) as bar, torch.no_grad():
@@ -115,6 +117,8 @@ def predict(arguments: list[str]) -> None:
     if about.get("experiment") not in names():
         raise ValueError(f"{options.checkpoint} is no checkpoint of an experiment; known: {', '.join(names())}")
     experiment, device = find(about["experiment"]), _device(options.device)
+    if experiment.load is None or experiment.read_inputs is None:
+        raise ValueError(f"{experiment.name} generates no networks of images: nothing predicts from {options.data}")
     inputs = experiment.read_inputs(options.data)
     if not len(inputs):
         raise ValueError(f"{options.data} has no inputs; at least one was expected")

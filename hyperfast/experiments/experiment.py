@@ -18,6 +18,7 @@ _REGISTRY = {
     "diverse_networks/mnfg": "hyperfast.experiments.diverse_networks.mnfg",
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
+    "hypernetworks/char_lm": "hyperfast.experiments.hypernetworks.char_lm",
 }
 
 
@@ -58,10 +59,10 @@ class Experiment:
     evaluate: Callable[[Any, Path, Path, Path | None, torch.device, tuple[str, ...]], None]
     """(settings, checkpoint, folder to write to, data root, device, names of figures)."""
     figures: tuple[str, ...]
-    load: Callable[[Path, torch.device, int], Trained]
-    """(checkpoint, device, seed of the samples)."""
-    read_inputs: Callable[[Path], Tensor]
-    """A file of the user's -> inputs [N,...] of the networks."""
+    load: Callable[[Path, torch.device, int], Trained] | None = None
+    """(checkpoint, device, seed of the samples); None: it generates no networks that could be sampled."""
+    read_inputs: Callable[[Path], Tensor] | None = None
+    """A file of the user's -> inputs [N,...] of the networks; None: nothing is predicted with them."""
 
 
 def names() -> list[str]:

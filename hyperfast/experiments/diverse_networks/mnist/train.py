@@ -15,9 +15,9 @@ from ....nn import TargetNet
 from ....ops import fix_gauge, nn_entropy
 from ... import checkpoint
 from ...experiment import Trained
+from ...loop import Training, report
+from ...loop import run as run_loop
 from ...training import generator_at
-from ..loop import Training, report
-from ..loop import run as run_loop
 from ..networks import mean_scores
 from .config import MAY_DIFFER, NAME, Config
 

@@ -1,19 +1,9 @@
 """Deutsch's toy problem: a hypernetwork draws a curve through the peaks of a mixture of Gaussians in the plane."""
 
-from pathlib import Path
-
-from torch import Tensor
-
 from ...experiment import Experiment
 from . import evaluate, train
 from .config import NAME, PRESETS
 from .figures import FIGURES
-
-
-def read_inputs(path: Path) -> Tensor:
-    """What `hyperfast predict` asks for and this experiment does not have."""
-    raise ValueError(f"{NAME} generates points of the plane, not networks: nothing predicts from {path}")
-
 
 EXPERIMENT = Experiment(
     name=NAME,
@@ -24,5 +14,4 @@ EXPERIMENT = Experiment(
     evaluate=evaluate.run,
     figures=FIGURES,
     load=train.load,
-    read_inputs=read_inputs,
 )

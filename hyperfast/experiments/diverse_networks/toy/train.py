@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ....ops import nearest_neighbor
 from ... import checkpoint
 from ...experiment import Trained
+from ...loop import Training, report
+from ...loop import run as run_loop
 from ...training import generator_at
-from ..loop import Training, report
-from ..loop import run as run_loop
 from .config import MAY_DIFFER, NAME, Config
 from .mixture import value
 

@@ -1,4 +1,4 @@
-"""The training loop of the experiments here: metrics, validation, checkpoints, stops between steps."""
+"""The training loop of the experiments: metrics, validation, checkpoints, stops between steps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..training import ProgressBar, Table, stop_between_steps
+from . import checkpoint
+from .training import ProgressBar, Table, stop_between_steps
 
 CHECKPOINT = "checkpoint.safetensors"
 
