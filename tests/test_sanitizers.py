@@ -20,7 +20,7 @@ import hyperfast, pytest
 assert hyperfast.__file__.startswith(sys.argv[1]), hyperfast.__file__
 raise SystemExit(pytest.main(sys.argv[2:]))
 """
-TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or gradcheck or broken"
+TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or gradcheck or broken or any_size or lengths or low_precision"
 
 
 def runtime(name: str) -> str:
@@ -43,7 +43,7 @@ def test_25_sanitizers(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",  # torch's and Python's own
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    stems = ("target_net", "target_net_cnn", "ensemble", "nn_entropy")
+    stems = ("target_net", "target_net_cnn", "ensemble", "nn_entropy", "gauge", "hyper_lstm")
     files = [f"tests/test_{stem}.py" for stem in stems]
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(site), "-q", "-x", "-p", "no:xdist", "-k", TESTS, *files],

@@ -69,6 +69,8 @@ def hyper_lstm(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    if (hyper is None) != (scaling is None):
+        raise ValueError("hyper and scaling must be given together, or neither")
     options = Options() if options is None else options
     hyper_state = list(state.hyper)
     if hyper is None:  # one tensor in two places is no graph for torch.compile
