@@ -20,7 +20,7 @@ import hyperfast, pytest
 assert hyperfast.__file__.startswith(sys.argv[1]), hyperfast.__file__
 raise SystemExit(pytest.main(sys.argv[2:]))
 """
-TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or gradcheck or broken or any_size or lengths or low_precision"
+TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or float64 or broken or any_size or lengths or low_precision"
 
 
 def runtime(name: str) -> str:
