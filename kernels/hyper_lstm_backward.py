@@ -1,0 +1,283 @@
+"""HyperLSTM, backward: from the last step to the first a fused row kernel and one product, weights' gradients after it.
+
+A step of n rows, counted by hand as in hyper_lstm.py, float32:
+
+    kernel    72 n Z (H+K) FLOPs and about 300 n (H+K) more; reads 32 n (H+K) bytes of products again, and maps twice;
+              writes 16 n (H+K) bytes for the product and 32 n H for the gradients of weights
+    product   2 n (4H+4K) (H+K) FLOPs; reads 4 (4H+4K) (H+K) bytes of weights and 16 n (H+K)
+
+After the loop, over all rows at once: products with x, with embeddings and embeddings' weights, and the gradients of
+all weights, twice the FLOPs of forward's products. Speed not measured. As in forward, nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import _sigmoid, _tanh
+from .hyper_lstm import dropout_numbers, product, sizes_of, stacked, warps
+from .hyper_lstm_cell import keep_factors, normalised, pre_activation
+
+# Programs of a step, each of which owns a partial sum of the gradients of layer norm. Speed not measured.
+PROGRAMS = 128
+# Values of a tile of maps [rows, H].
+TILE = 4096
+
+
+@triton.jit
+def _gate(pre, weight, shift, u, inside, ROW: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr):
+    """(x_hat, 1 / deviation, y) of layer norm; y = pre without NORM."""
+    r = 1.0
+    y = pre
+    if NORM:
+        pre, r = normalised(pre, inside, N)
+        y = pre * tl.load(weight + ROW * N + u, inside, 0.0) + tl.load(shift + ROW * N + u, inside, 0.0)
+    return pre, r, y
+
+
+@triton.jit
+def _gate_backward(gy, x_hat, r, weight, partial, u, inside, ROW: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr):
+    """Gradient before layer norm; adds to this program's gradients of its weights, partial [10,N]."""
+    if NORM:
+        own = partial + ROW * N + u
+        tl.store(own, tl.load(own, inside, 0.0) + gy * x_hat, inside)
+        tl.store(own + 5 * N, tl.load(own + 5 * N, inside, 0.0) + gy, inside)
+        gy = gy * tl.load(weight + ROW * N + u, inside, 0.0)
+        gy = tl.where(inside, r * (gy - tl.sum(gy, 0) / N - x_hat * (tl.sum(gy * x_hat, 0) / N)), 0.0)
+    return gy
+
+
+@triton.jit
+def _cell_backward(
+    i, f, g, o, c, gh, gc, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, N: tl.constexpr,
+    NORM: tl.constexpr,
+):  # fmt: skip
+    """Gradients of pre-activations i, f, g, o (given after bias and scales), and of c, from those of h' and c'."""
+    i_hat, i_r, i = _gate(i, ln_weight, ln_bias, u, inside, 0, N, NORM)
+    f_hat, f_r, f = _gate(f, ln_weight, ln_bias, u, inside, 1, N, NORM)
+    g_hat, g_r, g = _gate(g, ln_weight, ln_bias, u, inside, 2, N, NORM)
+    o_hat, o_r, o = _gate(o, ln_weight, ln_bias, u, inside, 3, N, NORM)
+    i, f, g, o = _sigmoid(i), _sigmoid(f + forget_bias), _tanh(g), _sigmoid(o)
+    c_hat, c_r, shown = _gate(f * c + i * (g * keep), ln_weight, ln_bias, u, inside, 4, N, NORM)
+    shown = _tanh(shown)
+    go = _gate_backward(gh * shown * o * (1.0 - o), o_hat, o_r, ln_weight, partial, u, inside, 3, N, NORM)
+    gc += _gate_backward(gh * o * (1.0 - shown * shown), c_hat, c_r, ln_weight, partial, u, inside, 4, N, NORM)
+    gi = _gate_backward(gc * (g * keep) * i * (1.0 - i), i_hat, i_r, ln_weight, partial, u, inside, 0, N, NORM)
+    gf = _gate_backward(gc * c * f * (1.0 - f), f_hat, f_r, ln_weight, partial, u, inside, 1, N, NORM)
+    gg = _gate_backward(gc * i * keep * (1.0 - g * g), g_hat, g_r, ln_weight, partial, u, inside, 2, N, NORM)
+    return gi, gf, gg, go, gc * f
+
+
+@triton.jit
+def _scales_backward(
+    gpre, rec, inputs, z, maps, g_rec, g_inputs, g_pre, gz, u, inside, G: tl.constexpr, H: tl.constexpr,
+    Z: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gate G of pre_activation: from gpre [H] those of the products, of what is added, and of z. ROWS of maps at once."""
+    at = G * H + u
+    if Z == 0:
+        tl.store(g_rec + at, gpre.to(g_rec.dtype.element_ty), inside)
+    else:
+        gh = gpre * tl.load(rec + at, inside, 0.0)
+        gx = gpre * tl.load(inputs + at, inside, 0.0)
+        d_h = tl.zeros_like(gpre)
+        d_x = tl.zeros_like(gpre)
+        for first in range(0, Z, ROWS):
+            j = first + tl.arange(0, ROWS)
+            own = (j < Z)[:, None] & inside[None, :]
+            place = maps + (G * Z + j)[:, None] * H + u[None, :]
+            value = tl.load(place, own, 0.0).to(tl.float32)
+            d_h += tl.sum(value * tl.load(z + G * Z + j, j < Z, 0.0)[:, None], 0)
+            tl.store(gz + G * Z + j, tl.sum(value * gh[None, :], 1), j < Z)
+            value = tl.load(place + 4 * Z * H, own, 0.0).to(tl.float32)
+            d_x += tl.sum(value * tl.load(z + (4 + G) * Z + j, j < Z, 0.0)[:, None], 0)
+            tl.store(gz + (4 + G) * Z + j, tl.sum(value * gx[None, :], 1), j < Z)
+            value = tl.load(place + 8 * Z * H, own, 0.0).to(tl.float32)
+            tl.store(gz + (8 + G) * Z + j, tl.sum(value * gpre[None, :], 1), j < Z)
+        tl.store(g_rec + at, (gpre * d_h).to(g_rec.dtype.element_ty), inside)
+        tl.store(g_inputs + at, (gpre * d_x).to(g_inputs.dtype.element_ty), inside)
+        tl.store(g_pre + at, gpre.to(g_pre.dtype.element_ty), inside)
+
+
+@triton.jit
+def _given(g, at, u, inside, HAS: tl.constexpr):
+    """A gradient that may be absent."""
+    if HAS:
+        value = tl.load(g + at + u, inside, 0.0).to(tl.float32)
+    else:
+        value = tl.zeros(u.shape, tl.float32)
+    return value
+
+
+@triton.jit(do_not_specialize=["begin", "before", "n", "t", "layer", "last", "hyper_last"])
+def hyper_lstm_backward_kernel(
+    gh, gc, g_hyper_h, g_hyper_c, h_carry, c_carry, hyper_c_carry, z_carry, rec, inputs, z, c_before, hyper_c_before,
+    bias, ln_weight, ln_bias, hyper_bias, hyper_ln_weight, hyper_ln_bias, z_weight, z_bias, maps,
+    g_rec, g_inputs, g_pre, gz, partial, hyper_partial, seed,
+    begin, before, n, t, layer, forget_bias, last, scale, hyper_last, hyper_scale,
+    H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
+    HYPER_DROP: tl.constexpr, HAS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Rows of one step, from the gradients of its states to those of its products.
+
+    gh, gc [R,H], g_hyper_h, g_hyper_c [R,K]: of the outputs, those that HAS. Of the states between steps, float32:
+    h_carry [B,H+K] of [h, hyper_h] by the products, z_carry [B,K] of hyper_h by the embeddings (PREVIOUS), c_carry
+    [B,H], hyper_c_carry [B,K]; zero for sequences that end here. rec, inputs [n,4H+4K], z [n,12Z] as in forward.
+    c_before, hyper_c_before: cells of the step before, from row `before`. Written: g_rec [R,4H+4K] of products with
+    states; g_inputs, g_pre [R,4H] of products with x and of what is added to them (Z > 0; else both are g_rec); gz
+    [R,12Z]; partial [programs,10,H], hyper_partial [programs,10,K]: of layer norm's weights and shifts.
+    """
+    program = tl.program_id(0)
+    partial += program * 10 * H
+    hyper_partial += program * 10 * K
+    for row in range(program, n, tl.num_programs(0)):
+        b = tl.cast(row, tl.int64)
+        r = begin.to(tl.int64) + b
+        own_rec, own_inputs = rec + b * (4 * H + 4 * K), inputs + b * (4 * H + 4 * K)
+        own_z, own_gz, own_g_rec = z + b * 12 * Z, gz + r * 12 * Z, g_rec + r * (4 * H + 4 * K)
+        u = tl.arange(0, BLOCK_H)
+        inside = u < H
+        i = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 0, H, Z)
+        f = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 1, H, Z)
+        g = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 2, H, Z)
+        o = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 3, H, Z)
+        keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
+        c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
+        g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + b * (H + K) + u, inside, 0.0)
+        g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(c_carry + b * H + u, inside, 0.0)
+        gi, gf, gg, go, g_c = _cell_backward(
+            i, f, g, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
+        )
+        own_g_inputs, own_g_pre = g_inputs + r * 4 * H, g_pre + r * 4 * H
+        _scales_backward(gi, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                         0, H, Z, ROWS)  # fmt: skip
+        _scales_backward(gf, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                         1, H, Z, ROWS)  # fmt: skip
+        _scales_backward(gg, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                         2, H, Z, ROWS)  # fmt: skip
+        _scales_backward(go, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                         3, H, Z, ROWS)  # fmt: skip
+        tl.debug_barrier()  # gz is read, and c_carry is overwritten, by other threads
+        tl.store(c_carry + b * H + u, g_c, inside)
+        if K > 0:
+            k = tl.arange(0, BLOCK_K)
+            within = k < K
+            found = tl.zeros((CHUNK, BLOCK_K), tl.float32)
+            for first in range(0, 12 * Z, CHUNK):
+                j = first + tl.arange(0, CHUNK)
+                own = (j[:, None] < 12 * Z) & within[None, :]
+                weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
+                found += weight * tl.load(own_gz + j, j < 12 * Z, 0.0)[:, None]
+            by_z = tl.sum(found, 0)
+            g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + b * (H + K) + H + k, within, 0.0)
+            g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(hyper_c_carry + b * K + k, within, 0.0)
+            if PREVIOUS:
+                g_h += tl.load(z_carry + b * K + k, within, 0.0)
+            else:
+                g_h += by_z
+            own_rec += 4 * H
+            own_inputs += 4 * H
+            own_g_rec += 4 * H
+            i = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 0, K, 0)
+            f = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 1, K, 0)
+            g = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 2, K, 0)
+            o = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 3, K, 0)
+            keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
+            c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
+            gi, gf, gg, go, g_c = _cell_backward(
+                i, f, g, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, hyper_partial, forget_bias, k, within, K,
+                HYPER_NORM,
+            )  # fmt: skip
+            tl.store(own_g_rec + k, gi.to(g_rec.dtype.element_ty), within)
+            tl.store(own_g_rec + K + k, gf.to(g_rec.dtype.element_ty), within)
+            tl.store(own_g_rec + 2 * K + k, gg.to(g_rec.dtype.element_ty), within)
+            tl.store(own_g_rec + 3 * K + k, go.to(g_rec.dtype.element_ty), within)
+            tl.debug_barrier()  # carries have been read by every thread
+            tl.store(hyper_c_carry + b * K + k, g_c, within)
+            if PREVIOUS:
+                tl.store(z_carry + b * K + k, by_z, within)
+        tl.debug_barrier()  # partial sums of this row are there before the next row's
+
+
+def _shifted(initial: Tensor, out: Tensor, steps: Sequence[int]) -> Tensor:
+    """[R,...]: each row's state before its step."""
+    if len(set(steps)) <= 1:
+        return torch.cat([initial, out])[: out.shape[0]]
+    parts, begin = [initial], 0
+    for n, following in zip(steps, [*steps[1:], 0], strict=True):
+        parts.append(out[begin : begin + following])
+        begin += n
+    return torch.cat(parts)
+
+
+def hyper_lstm_backward(
+    grads: Sequence[Tensor], tensors: Sequence[Tensor], outputs: Sequence[Tensor], steps: Sequence[int], seed: Tensor,
+    ints: Sequence[int], floats: Sequence[float], want_x: bool, want_weights: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the 23 tensors, empty where absent or not wanted. Arguments: hyper_lstm's, the raw op's, steps."""
+    grads, tensors = [g.contiguous() for g in grads], [t.contiguous() for t in tensors]
+    h, c, hyper_h, hyper_c, saved = (t.contiguous() for t in outputs)
+    x, *states = tensors[:5]
+    layer, sizes = stacked(tensors), sizes_of(tensors, seed, ints, floats)
+    rows, batch, (units, k, z_size) = x.shape[0], states[0].shape[0], sizes[:3]
+    width, low = 4 * (units + k), x.to(layer.operand)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    before = torch.cat([_shifted(states[0], h, steps), _shifted(states[2], hyper_h, steps)], 1).to(layer.operand)
+    source = before[:, units:] if sizes.PREVIOUS else hyper_h.to(layer.operand)
+    inputs = product(low, layer.inputs.mT)
+    z = product(source, layer.z_weight.to(layer.operand).mT).add_(layer.z_bias) if k else new(rows, 0)
+    g_rec, gz = new(rows, width, dtype=layer.operand), new(rows, 12 * z_size)
+    g_inputs, g_pre = (new(rows, 4 * units, dtype=layer.operand) if k else g_rec for _ in range(2))
+    programs = min(batch, PROGRAMS)
+    partials = [new(programs, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))]
+    carries = [new(batch, size).zero_() for size in (units + k, units, k, k if sizes.PREVIOUS else 0)]
+    end = rows
+    for t in reversed(range(len(steps))):
+        n = steps[t]
+        begin = end - n
+        cells = (states[1], states[3], 0) if t == 0 else (c, hyper_c, begin - steps[t - 1])
+        hyper_lstm_backward_kernel[(min(n, programs),)](
+            *grads, *carries, saved[begin:end], inputs[begin:end], z[begin:end], *cells[:2], *layer.vectors,
+            g_rec, g_inputs, g_pre, gz, *partials, seed, begin, cells[2], n, t, 2 * ints[1], floats[0],
+            *dropout_numbers(floats), **sizes._asdict(), HAS=tuple(g.numel() > 0 for g in grads),
+            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))), num_warps=warps(sizes),
+        )  # fmt: skip
+        product(g_rec[begin:end], layer.recurrent, carries[0][:n])
+        end = begin
+    g_hyper_h = carries[0][:, units:] + carries[3] if sizes.PREVIOUS else carries[0][:, units:]
+    found: list[Tensor | None] = [None, carries[0][:, :units], carries[1], g_hyper_h, carries[2], *[None] * 18]
+    if want_x:
+        found[0] = product(g_inputs, layer.inputs[: 4 * units])
+        if k:
+            found[0] = found[0] + product(g_rec[:, 4 * units :], layer.inputs[4 * units :])
+    if want_weights:
+        found[5] = product(g_inputs.mT, low)
+        found[6] = product(g_rec[:, : 4 * units].mT, before[:, :units])
+        found[7] = g_pre.sum(0, dtype=torch.float32)
+        found[8:10] = partials[0].sum(0).split(5)
+        if k:
+            own = g_rec[:, 4 * units :]
+            states_grad = product(own.mT, before)
+            found[10] = torch.cat([states_grad[:, :units], product(own.mT, low)], 1)
+            found[11], found[12] = states_grad[:, units:], own.sum(0, dtype=torch.float32)
+            found[13:15] = partials[1].sum(0).split(5)
+            found[15:18] = torch.mm(gz.mT, source.float()).view(12, z_size, k).split(4)
+            found[18:20] = gz.sum(0).view(12, z_size)[:8].split(4)
+            every = z.view(rows, 3, 4, z_size).permute(1, 2, 0, 3)
+            for part, factor in enumerate((saved[:, : 4 * units], inputs[:, : 4 * units], None)):
+                g = g_pre.float() if factor is None else g_pre * factor
+                found[20 + part] = torch.bmm(g.view(rows, 4, units).permute(1, 2, 0), every[part])
+    result = []
+    for t, g in zip(tensors, found, strict=True):
+        absent = g is None or (t.dim() == 1 and t.numel() == 0)
+        result.append(t.new_empty(0) if absent else g.to(t.dtype).contiguous())
+    return result
