@@ -206,7 +206,12 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def hyper_lstm(
-    tensors: Sequence[Tensor], steps: Sequence[int], seed: Tensor, ints: Sequence[int], floats: Sequence[float], save: bool
+    tensors: Sequence[Tensor],
+    steps: Sequence[int],
+    seed: Tensor,
+    ints: Sequence[int],
+    floats: Sequence[float],
+    save: bool,
 ) -> tuple[Tensor, ...]:
     """h, c [R,H], hyper_h, hyper_c [R,K] in x's dtype, and with `save` the products with states, [R,4H+4K] float32.
 

@@ -238,7 +238,9 @@ def hyper_lstm_backward(
     g_rec, gz = new(rows, width, dtype=layer.operand), new(rows, 12 * z_size)
     g_inputs, g_pre = (new(rows, 4 * units, dtype=layer.operand) if k else g_rec for _ in range(2))
     programs = min(batch, PROGRAMS)
-    partials = [new(programs, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))]
+    partials = [
+        new(programs, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))
+    ]
     carries = [new(batch, size).zero_() for size in (units + k, units, k, k if sizes.PREVIOUS else 0)]
     end = rows
     for t in reversed(range(len(steps))):

@@ -112,7 +112,9 @@ def _check(tensors: Sequence[Tensor | None], batch_sizes: Tensor | None, seed: T
     for name, t in given.items():
         for dim, size in enumerate(_SHAPES[name]):
             if t.shape[dim] != sizes[size]:
-                raise ValueError(f"{name} must be {_DOCUMENTED[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}")
+                raise ValueError(
+                    f"{name} must be {_DOCUMENTED[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}"
+                )
     check_together(**given)
     dtypes = {t.dtype for name, t in given.items() if name in NAMES[:5]}
     if len(dtypes) > 1:
