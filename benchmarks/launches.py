@@ -152,7 +152,7 @@ def hyper_lstm(short: bool) -> Iterator[Launch]:
             "H=20": (20, 12, 3, False, False, 0.0),
         }
     for shape, (h, k, z, norm, previous, p) in shapes.items():
-        for kind, x_type, weight_type, _ in MAIN_KINDS + ([] if short else MORE_KINDS[1:]):
+        for kind, x_type, weight_type, _ in MAIN_KINDS + (MORE_KINDS[1:] if shape == "ptb" and not short else []):
             x, state, *parts = hyper_lstm_reference.make_inputs(2, 2, 5, h, max(k, 1), max(z, 1), layer_norm=norm)
             none = torch.zeros(0)
             weights = [

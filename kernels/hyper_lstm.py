@@ -183,10 +183,10 @@ def dropout_numbers(floats: Sequence[float]) -> tuple[float, ...]:
     return tuple(n for p in floats[1:3] for n in (max(round(p * _WORDS) - 1, 0), 1 / (1 - p) if p < 1 else 1.0))
 
 
-def warps(sizes: Sizes) -> int:
-    """Four values of a vector for each thread."""
-    most = 8 if is_amd() else 16  # a warp has 64 lanes there
-    return max(1 if is_amd() else 4, min(most, max(sizes.BLOCK_H, sizes.BLOCK_K) // (256 if is_amd() else 128)))
+def warps(sizes: Sizes, most: int = 16) -> int:
+    """Four values of a vector for each thread, as far as `most` warps of 32 lanes go."""
+    wanted = max(4, min(most, max(sizes.BLOCK_H, sizes.BLOCK_K) // 128))
+    return wanted // 2 if is_amd() else wanted  # a warp has 64 lanes there
 
 
 def _has_mixed_product(x: Tensor) -> bool:

@@ -23,10 +23,10 @@ from .common import _sigmoid, _tanh
 from .hyper_lstm import dropout_numbers, product, sizes_of, stacked, warps
 from .hyper_lstm_cell import keep_factors, normalised, pre_activation
 
-# Programs of a step, each of which owns a partial sum of the gradients of layer norm. Speed not measured.
-PROGRAMS = 128
 # Values of a tile of maps [rows, H].
-TILE = 4096
+TILE = 2048
+# Sixteen warps have 128 registers a thread, and spill.
+MOST_WARPS = 8
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def _gate(pre, weight, shift, u, inside, ROW: tl.constexpr, N: tl.constexpr, NOR
 
 @triton.jit
 def _gate_backward(gy, x_hat, r, weight, partial, u, inside, ROW: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr):
-    """Gradient before layer norm; adds to this program's gradients of its weights, partial [10,N]."""
+    """Gradient before layer norm; adds to this row's gradients of its weights, partial [10,N]."""
     if NORM:
         own = partial + ROW * N + u
         tl.store(own, tl.load(own, inside, 0.0) + gy * x_hat, inside)
@@ -107,102 +107,96 @@ def _scales_backward(
 @triton.jit
 def _given(g, at, u, inside, HAS: tl.constexpr):
     """A gradient that may be absent."""
-    if HAS:
-        value = tl.load(g + at + u, inside, 0.0).to(tl.float32)
-    else:
-        value = tl.zeros(u.shape, tl.float32)
-    return value
+    return tl.load(g + at + u, inside, 0.0).to(tl.float32) if HAS else tl.zeros(u.shape, tl.float32)
 
 
-@triton.jit(do_not_specialize=["begin", "before", "n", "t", "layer", "last", "hyper_last"])
+@triton.jit(do_not_specialize=["begin", "before", "t", "layer", "last", "hyper_last"])
 def hyper_lstm_backward_kernel(
     gh, gc, g_hyper_h, g_hyper_c, h_carry, c_carry, hyper_c_carry, z_carry, rec, inputs, z, c_before, hyper_c_before,
     bias, ln_weight, ln_bias, hyper_bias, hyper_ln_weight, hyper_ln_bias, z_weight, z_bias, maps,
     g_rec, g_inputs, g_pre, gz, partial, hyper_partial, seed,
-    begin, before, n, t, layer, forget_bias, last, scale, hyper_last, hyper_scale,
+    begin, before, t, layer, forget_bias, last, scale, hyper_last, hyper_scale,
     H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
     HYPER_DROP: tl.constexpr, HAS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one step, from the gradients of its states to those of its products.
+    """One row of a step, from the gradients of its states to those of its products.
 
     gh, gc [R,H], g_hyper_h, g_hyper_c [R,K]: of the outputs, those that HAS. Of the states between steps, float32:
     h_carry [B,H+K] of [h, hyper_h] by the products, z_carry [B,K] of hyper_h by the embeddings (PREVIOUS), c_carry
     [B,H], hyper_c_carry [B,K]; zero for sequences that end here. rec, inputs [n,4H+4K], z [n,12Z] as in forward.
     c_before, hyper_c_before: cells of the step before, from row `before`. Written: g_rec [R,4H+4K] of products with
     states; g_inputs, g_pre [R,4H] of products with x and of what is added to them (Z > 0; else both are g_rec); gz
-    [R,12Z]; partial [programs,10,H], hyper_partial [programs,10,K]: of layer norm's weights and shifts.
+    [R,12Z]; partial [B,10,H], hyper_partial [B,10,K]: added to, of layer norm's
+    weights and shifts (a row owns its sum: no atomics, and a loop over rows would keep addresses in registers).
     """
-    program = tl.program_id(0)
-    partial += program * 10 * H
-    hyper_partial += program * 10 * K
-    for row in range(program, n, tl.num_programs(0)):
-        b = tl.cast(row, tl.int64)
-        r = begin.to(tl.int64) + b
-        own_rec, own_inputs = rec + b * (4 * H + 4 * K), inputs + b * (4 * H + 4 * K)
-        own_z, own_gz, own_g_rec = z + b * 12 * Z, gz + r * 12 * Z, g_rec + r * (4 * H + 4 * K)
-        u = tl.arange(0, BLOCK_H)
-        inside = u < H
-        i = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 0, H, Z)
-        f = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 1, H, Z)
-        g = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 2, H, Z)
-        o = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 3, H, Z)
-        keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
-        c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
-        g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + b * (H + K) + u, inside, 0.0)
-        g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(c_carry + b * H + u, inside, 0.0)
+    b = tl.program_id(0).to(tl.int64)
+    r = begin.to(tl.int64) + b
+    partial += b * 10 * H
+    hyper_partial += b * 10 * K
+    own_rec, own_inputs = rec + b * (4 * H + 4 * K), inputs + b * (4 * H + 4 * K)
+    own_z, own_gz, own_g_rec = z + b * 12 * Z, gz + r * 12 * Z, g_rec + r * (4 * H + 4 * K)
+    u = tl.arange(0, BLOCK_H)
+    inside = u < H
+    i = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 0, H, Z)
+    f = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 1, H, Z)
+    g = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 2, H, Z)
+    o = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 3, H, Z)
+    keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
+    c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
+    g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + b * (H + K) + u, inside, 0.0)
+    g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(c_carry + b * H + u, inside, 0.0)
+    gi, gf, gg, go, g_c = _cell_backward(
+        i, f, g, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
+    )
+    own_g_inputs, own_g_pre = g_inputs + r * 4 * H, g_pre + r * 4 * H
+    _scales_backward(gi, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                     0, H, Z, ROWS)  # fmt: skip
+    _scales_backward(gf, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                     1, H, Z, ROWS)  # fmt: skip
+    _scales_backward(gg, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                     2, H, Z, ROWS)  # fmt: skip
+    _scales_backward(go, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
+                     3, H, Z, ROWS)  # fmt: skip
+    tl.debug_barrier()  # gz is read, and c_carry is overwritten, by other threads
+    tl.store(c_carry + b * H + u, g_c, inside)
+    if K > 0:
+        k = tl.arange(0, BLOCK_K)
+        within = k < K
+        found = tl.zeros((CHUNK, BLOCK_K), tl.float32)
+        for first in range(0, 12 * Z, CHUNK):
+            j = first + tl.arange(0, CHUNK)
+            own = (j[:, None] < 12 * Z) & within[None, :]
+            weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
+            found += weight * tl.load(own_gz + j, j < 12 * Z, 0.0)[:, None]
+        by_z = tl.sum(found, 0)
+        g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + b * (H + K) + H + k, within, 0.0)
+        g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(hyper_c_carry + b * K + k, within, 0.0)
+        if PREVIOUS:
+            g_h += tl.load(z_carry + b * K + k, within, 0.0)
+        else:
+            g_h += by_z
+        own_rec += 4 * H
+        own_inputs += 4 * H
+        own_g_rec += 4 * H
+        i = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 0, K, 0)
+        f = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 1, K, 0)
+        g = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 2, K, 0)
+        o = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 3, K, 0)
+        keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
+        c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
         gi, gf, gg, go, g_c = _cell_backward(
-            i, f, g, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
-        )
-        own_g_inputs, own_g_pre = g_inputs + r * 4 * H, g_pre + r * 4 * H
-        _scales_backward(gi, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                         0, H, Z, ROWS)  # fmt: skip
-        _scales_backward(gf, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                         1, H, Z, ROWS)  # fmt: skip
-        _scales_backward(gg, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                         2, H, Z, ROWS)  # fmt: skip
-        _scales_backward(go, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                         3, H, Z, ROWS)  # fmt: skip
-        tl.debug_barrier()  # gz is read, and c_carry is overwritten, by other threads
-        tl.store(c_carry + b * H + u, g_c, inside)
-        if K > 0:
-            k = tl.arange(0, BLOCK_K)
-            within = k < K
-            found = tl.zeros((CHUNK, BLOCK_K), tl.float32)
-            for first in range(0, 12 * Z, CHUNK):
-                j = first + tl.arange(0, CHUNK)
-                own = (j[:, None] < 12 * Z) & within[None, :]
-                weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
-                found += weight * tl.load(own_gz + j, j < 12 * Z, 0.0)[:, None]
-            by_z = tl.sum(found, 0)
-            g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + b * (H + K) + H + k, within, 0.0)
-            g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(hyper_c_carry + b * K + k, within, 0.0)
-            if PREVIOUS:
-                g_h += tl.load(z_carry + b * K + k, within, 0.0)
-            else:
-                g_h += by_z
-            own_rec += 4 * H
-            own_inputs += 4 * H
-            own_g_rec += 4 * H
-            i = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 0, K, 0)
-            f = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 1, K, 0)
-            g = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 2, K, 0)
-            o = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 3, K, 0)
-            keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
-            c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
-            gi, gf, gg, go, g_c = _cell_backward(
-                i, f, g, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, hyper_partial, forget_bias, k, within, K,
-                HYPER_NORM,
-            )  # fmt: skip
-            tl.store(own_g_rec + k, gi.to(g_rec.dtype.element_ty), within)
-            tl.store(own_g_rec + K + k, gf.to(g_rec.dtype.element_ty), within)
-            tl.store(own_g_rec + 2 * K + k, gg.to(g_rec.dtype.element_ty), within)
-            tl.store(own_g_rec + 3 * K + k, go.to(g_rec.dtype.element_ty), within)
-            tl.debug_barrier()  # carries have been read by every thread
-            tl.store(hyper_c_carry + b * K + k, g_c, within)
-            if PREVIOUS:
-                tl.store(z_carry + b * K + k, by_z, within)
-        tl.debug_barrier()  # partial sums of this row are there before the next row's
+            i, f, g, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, hyper_partial, forget_bias, k, within, K,
+            HYPER_NORM,
+        )  # fmt: skip
+        tl.store(own_g_rec + k, gi.to(g_rec.dtype.element_ty), within)
+        tl.store(own_g_rec + K + k, gf.to(g_rec.dtype.element_ty), within)
+        tl.store(own_g_rec + 2 * K + k, gg.to(g_rec.dtype.element_ty), within)
+        tl.store(own_g_rec + 3 * K + k, go.to(g_rec.dtype.element_ty), within)
+        tl.debug_barrier()  # carries have been read by every thread
+        tl.store(hyper_c_carry + b * K + k, g_c, within)
+        if PREVIOUS:
+            tl.store(z_carry + b * K + k, by_z, within)
 
 
 def _shifted(initial: Tensor, out: Tensor, steps: Sequence[int]) -> Tensor:
@@ -237,9 +231,8 @@ def hyper_lstm_backward(
     z = product(source, layer.z_weight.to(layer.operand).mT).add_(layer.z_bias) if k else new(rows, 0)
     g_rec, gz = new(rows, width, dtype=layer.operand), new(rows, 12 * z_size)
     g_inputs, g_pre = (new(rows, 4 * units, dtype=layer.operand) if k else g_rec for _ in range(2))
-    programs = min(batch, PROGRAMS)
     partials = [
-        new(programs, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))
+        new(batch, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))
     ]
     carries = [new(batch, size).zero_() for size in (units + k, units, k, k if sizes.PREVIOUS else 0)]
     end = rows
@@ -247,11 +240,11 @@ def hyper_lstm_backward(
         n = steps[t]
         begin = end - n
         cells = (states[1], states[3], 0) if t == 0 else (c, hyper_c, begin - steps[t - 1])
-        hyper_lstm_backward_kernel[(min(n, programs),)](
+        hyper_lstm_backward_kernel[(n,)](
             *grads, *carries, saved[begin:end], inputs[begin:end], z[begin:end], *cells[:2], *layer.vectors,
-            g_rec, g_inputs, g_pre, gz, *partials, seed, begin, cells[2], n, t, 2 * ints[1], floats[0],
+            g_rec, g_inputs, g_pre, gz, *partials, seed, begin, cells[2], t, 2 * ints[1], floats[0],
             *dropout_numbers(floats), **sizes._asdict(), HAS=tuple(g.numel() > 0 for g in grads),
-            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))), num_warps=warps(sizes),
+            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))), num_warps=warps(sizes, MOST_WARPS),
         )  # fmt: skip
         product(g_rec[begin:end], layer.recurrent, carries[0][:n])
         end = begin

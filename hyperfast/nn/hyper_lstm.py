@@ -269,9 +269,7 @@ class HyperLSTMCell(HyperLSTM):
     state_dicts fit both.
     """
 
-    def __init__(
-        self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, **options: Any
-    ):
+    def __init__(self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, **options: Any):
         for name in ("num_layers", "batch_first", "dropout"):
             if name in options:
                 raise TypeError(f"a cell takes no {name}")
