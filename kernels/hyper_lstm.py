@@ -32,11 +32,11 @@ _WORDS = 2**32
 
 
 # Numbers that change from step to step or call to call must not make variants of the kernel.
-@triton.jit(do_not_specialize=["begin", "t", "layer", "last", "hyper_last"])
+@triton.jit(do_not_specialize=["begin", "t", "layer", "embeddings", "last", "hyper_last"])
 def hyper_lstm_kernel(
-    rec, inputs, state, c_carry, hyper_c_carry, z, bias, ln_weight, ln_bias, hyper_bias, hyper_ln_weight,
-    hyper_ln_bias, z_weight, z_bias, maps, h_out, c_out, hyper_h_out, hyper_c_out, seed,
-    begin, t, layer, forget_bias, last, scale, hyper_last, hyper_scale,
+    rec, inputs, state, c_carry, hyper_c_carry, z, vectors, z_weight, z_bias, maps, h_out, c_out, hyper_h_out,
+    hyper_c_out, seed,
+    begin, t, layer, embeddings, forget_bias, last, scale, hyper_last, hyper_scale,
     H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
     HYPER_DROP: tl.constexpr,
@@ -44,9 +44,11 @@ def hyper_lstm_kernel(
     """One row of a step, after its products.
 
     rec, inputs [n,4H+4K] float32: products with [h, hyper_h] and with x. state [B,H+K]: [h, hyper_h], and c_carry
-    [B,H], hyper_c_carry [B,K], float32: from the step before to this one. z [B,12Z]: scratch. The outputs' rows start
-    at `begin`.
+    [B,H], hyper_c_carry [B,K], float32: from the step before to this one. z [B,12Z]: scratch. vectors to maps: Layer.
+    The outputs' rows start at `begin`.
     """
+    ln_weight, ln_bias, hyper_bias = vectors + 4 * H, vectors + 9 * H, vectors + 14 * H
+    hyper_ln_weight, hyper_ln_bias = hyper_bias + 4 * K, hyper_bias + 9 * K
     b = tl.program_id(0).to(tl.int64)
     out = begin.to(tl.int64) + b
     rec += b * (4 * H + 4 * K)
@@ -58,10 +60,10 @@ def hyper_lstm_kernel(
         within = k < K
         before = tl.load(state + H + k, within, 0.0).to(tl.float32)
         c = tl.load(hyper_c_carry + b * K + k, within, 0.0)
-        i = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, k, within, 0, K, 0)
-        f = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, k, within, 1, K, 0)
-        g = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, k, within, 2, K, 0)
-        o = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, k, within, 3, K, 0)
+        i = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 0, K, 0)
+        f = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 1, K, 0)
+        g = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 2, K, 0)
+        o = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 3, K, 0)
         i = layer_norm(i, hyper_ln_weight, hyper_ln_bias, k, within, 0, K, HYPER_NORM)
         f = layer_norm(f, hyper_ln_weight, hyper_ln_bias, k, within, 1, K, HYPER_NORM)
         g = layer_norm(g, hyper_ln_weight, hyper_ln_bias, k, within, 2, K, HYPER_NORM)
@@ -83,13 +85,13 @@ def hyper_lstm_kernel(
     u = tl.arange(0, BLOCK_H)
     inside = u < H
     c = tl.load(c_carry + b * H + u, inside, 0.0)
-    i = pre_activation(rec, inputs, bias, z, maps, u, inside, 0, H, Z)
+    i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, H, Z)
     i = layer_norm(i, ln_weight, ln_bias, u, inside, 0, H, NORM)
-    f = pre_activation(rec, inputs, bias, z, maps, u, inside, 1, H, Z)
+    f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, H, Z)
     f = layer_norm(f, ln_weight, ln_bias, u, inside, 1, H, NORM)
-    g = pre_activation(rec, inputs, bias, z, maps, u, inside, 2, H, Z)
+    g = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, H, Z)
     g = layer_norm(g, ln_weight, ln_bias, u, inside, 2, H, NORM)
-    o = pre_activation(rec, inputs, bias, z, maps, u, inside, 3, H, Z)
+    o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, H, Z)
     o = layer_norm(o, ln_weight, ln_bias, u, inside, 3, H, NORM)
     keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
     h, c = next_state(i, f, g, o, c, keep, ln_weight, ln_bias, forget_bias, u, inside, H, NORM)
@@ -111,22 +113,14 @@ class Layer(NamedTuple):
     """[4H+4K,H+K]: [[W_h, 0], [the hyper cell's for h, and for hyper_h]]."""
     inputs: Tensor
     """[4H+4K,I]"""
-    bias: Tensor
-    ln_weight: Tensor
-    ln_bias: Tensor
-    hyper_bias: Tensor
-    hyper_ln_weight: Tensor
-    hyper_ln_bias: Tensor
+    vectors: Tensor
+    """[14H+14K] float32: bias [4H], layer norm's weights and shifts [5H]; those of the hyper cell. One tensor, because
+    a kernel of many addresses runs out of scalar registers on AMD."""
     z_weight: Tensor
     """[12Z,K], of h, x, b; z_bias [12Z], zero for b."""
     z_bias: Tensor
     maps: Tensor
     """[12,Z,H], of h, x, b."""
-
-    @property
-    def vectors(self) -> tuple[Tensor, ...]:
-        """From bias to maps, in the kernels' order."""
-        return self[3:]
 
 
 class Sizes(NamedTuple):
@@ -164,8 +158,11 @@ def stacked(tensors: Sequence[Tensor]) -> Layer:
         maps = torch.cat(list(tensors[20:23])).mT.contiguous()
     else:
         recurrent = hh.contiguous()
-    vectors = (t.float().contiguous() for t in (*tensors[7:10], *tensors[12:15]))
-    return Layer(operand, recurrent, ih.contiguous(), *vectors, z_weight, z_bias, maps)
+    parts = []
+    for size, (bias, *norm) in ((units, tensors[7:10]), (k, tensors[12:15])):
+        parts += [bias, *(t.flatten() if t.numel() else ih.new_zeros(5 * size) for t in norm)]
+    vectors = torch.cat([t.float() for t in parts])
+    return Layer(operand, recurrent, ih.contiguous(), vectors, z_weight, z_bias, maps)
 
 
 def sizes_of(tensors: Sequence[Tensor], seed: Tensor, ints: Sequence[int], floats: Sequence[float]) -> Sizes:
@@ -234,8 +231,8 @@ def hyper_lstm(
     for t, n in enumerate(steps):
         rec = product(state[:n], layer.recurrent.mT, saved[begin : begin + n] if save else products[:n])
         hyper_lstm_kernel[(n,)](
-            rec, inputs[begin : begin + n], state, *carries, scratch, *layer.vectors, *outputs, seed,
-            begin, t, 2 * ints[1], floats[0], *dropout_numbers(floats), **sizes._asdict(), num_warps=warps(sizes),
+            rec, inputs[begin : begin + n], state, *carries, scratch, *layer[3:], *outputs, seed,
+            begin, t, 2 * ints[1], sizes.Z, floats[0], *dropout_numbers(floats), **sizes._asdict(), num_warps=warps(sizes),
         )  # fmt: skip
         begin += n
     return *outputs, saved

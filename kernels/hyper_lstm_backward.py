@@ -75,13 +75,13 @@ def _cell_backward(
 
 @triton.jit
 def _scales_backward(
-    gpre, rec, inputs, z, maps, g_rec, g_inputs, g_pre, gz, u, inside, G: tl.constexpr, H: tl.constexpr,
-    Z: tl.constexpr, ROWS: tl.constexpr,
+    gpre, rec, inputs, z, maps, g, gz, u, inside, G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Gate G of pre_activation: from gpre [H] those of the products, of what is added, and of z. ROWS of maps at once."""
     at = G * H + u
     if Z == 0:
-        tl.store(g_rec + at, gpre.to(g_rec.dtype.element_ty), inside)
+        tl.store(g + at, gpre.to(g.dtype.element_ty), inside)
     else:
         gh = gpre * tl.load(rec + at, inside, 0.0)
         gx = gpre * tl.load(inputs + at, inside, 0.0)
@@ -99,9 +99,9 @@ def _scales_backward(
             tl.store(gz + (4 + G) * Z + j, tl.sum(value * gx[None, :], 1), j < Z)
             value = tl.load(place + 8 * Z * H, own, 0.0).to(tl.float32)
             tl.store(gz + (8 + G) * Z + j, tl.sum(value * gpre[None, :], 1), j < Z)
-        tl.store(g_rec + at, (gpre * d_h).to(g_rec.dtype.element_ty), inside)
-        tl.store(g_inputs + at, (gpre * d_x).to(g_inputs.dtype.element_ty), inside)
-        tl.store(g_pre + at, gpre.to(g_pre.dtype.element_ty), inside)
+        tl.store(g + at, (gpre * d_h).to(g.dtype.element_ty), inside)
+        tl.store(g + 4 * H + 4 * K + at, (gpre * d_x).to(g.dtype.element_ty), inside)
+        tl.store(g + 8 * H + 4 * K + at, gpre.to(g.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -110,56 +110,56 @@ def _given(g, at, u, inside, HAS: tl.constexpr):
     return tl.load(g + at + u, inside, 0.0).to(tl.float32) if HAS else tl.zeros(u.shape, tl.float32)
 
 
-@triton.jit(do_not_specialize=["begin", "before", "t", "layer", "last", "hyper_last"])
+@triton.jit(do_not_specialize=["begin", "before", "t", "layer", "embeddings", "last", "hyper_last"])
 def hyper_lstm_backward_kernel(
-    gh, gc, g_hyper_h, g_hyper_c, h_carry, c_carry, hyper_c_carry, z_carry, rec, inputs, z, c_before, hyper_c_before,
-    bias, ln_weight, ln_bias, hyper_bias, hyper_ln_weight, hyper_ln_bias, z_weight, z_bias, maps,
-    g_rec, g_inputs, g_pre, gz, partial, hyper_partial, seed,
-    begin, before, t, layer, forget_bias, last, scale, hyper_last, hyper_scale,
+    gh, gc, g_hyper_h, g_hyper_c, h_carry, carry, rec, inputs, z, c_before, hyper_c_before, vectors, z_weight, z_bias,
+    maps, g, gz, partial, seed,
+    begin, before, t, layer, embeddings, forget_bias, last, scale, hyper_last, hyper_scale,
     H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
     HYPER_DROP: tl.constexpr, HAS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One row of a step, from the gradients of its states to those of its products.
 
-    gh, gc [R,H], g_hyper_h, g_hyper_c [R,K]: of the outputs, those that HAS. Of the states between steps, float32:
-    h_carry [B,H+K] of [h, hyper_h] by the products, z_carry [B,K] of hyper_h by the embeddings (PREVIOUS), c_carry
-    [B,H], hyper_c_carry [B,K]; zero for sequences that end here. rec, inputs [n,4H+4K], z [n,12Z] as in forward.
-    c_before, hyper_c_before: cells of the step before, from row `before`. Written: g_rec [R,4H+4K] of products with
-    states; g_inputs, g_pre [R,4H] of products with x and of what is added to them (Z > 0; else both are g_rec); gz
-    [R,12Z]; partial [B,10,H], hyper_partial [B,10,K]: added to, of layer norm's
-    weights and shifts (a row owns its sum: no atomics, and a loop over rows would keep addresses in registers).
+    gh, gc [R,H], g_hyper_h, g_hyper_c [R,K]: of the outputs, those that HAS. Of the states between steps, float32 and
+    zero for sequences that end here: h_carry [B,H+K] of [h, hyper_h] by the products; carry [B,H+2K] of c, of hyper_c,
+    and of hyper_h by the embeddings (PREVIOUS). rec, inputs [n,4H+4K], z [n,12Z] as in forward. c_before,
+    hyper_c_before: cells of the step before, from row `before`. Written: g [R,4H+4K], of products with states, and
+    with Z > 0 in the same row of products with x, and of what is added to them, each [4H] (else they are equal); gz
+    [R,12Z]; partial [B,10H+10K]: added to, of layer norm's weights and shifts (a row owns its sum: no atomics, and a
+    loop over rows would keep addresses in registers).
     """
+    ln_weight, ln_bias, hyper_bias = vectors + 4 * H, vectors + 9 * H, vectors + 14 * H
+    hyper_ln_weight, hyper_ln_bias = hyper_bias + 4 * K, hyper_bias + 9 * K
     b = tl.program_id(0).to(tl.int64)
     r = begin.to(tl.int64) + b
-    partial += b * 10 * H
-    hyper_partial += b * 10 * K
-    own_rec, own_inputs = rec + b * (4 * H + 4 * K), inputs + b * (4 * H + 4 * K)
-    own_z, own_gz, own_g_rec = z + b * 12 * Z, gz + r * 12 * Z, g_rec + r * (4 * H + 4 * K)
+    partial += b * 10 * (H + K)
+    h_carry += b * (H + K)
+    carry += b * (H + 2 * K)
+    rec += b * (4 * H + 4 * K)
+    inputs += b * (4 * H + 4 * K)
+    z += b * 12 * Z
+    gz += r * 12 * Z
+    g += r * (4 * H + 4 * K + (8 * H if Z > 0 else 0))
     u = tl.arange(0, BLOCK_H)
     inside = u < H
-    i = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 0, H, Z)
-    f = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 1, H, Z)
-    g = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 2, H, Z)
-    o = pre_activation(own_rec, own_inputs, bias, own_z, maps, u, inside, 3, H, Z)
+    i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, H, Z)
+    f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, H, Z)
+    new = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, H, Z)
+    o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, H, Z)
     keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
     c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
-    g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + b * (H + K) + u, inside, 0.0)
-    g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(c_carry + b * H + u, inside, 0.0)
+    g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + u, inside, 0.0)
+    g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(carry + u, inside, 0.0)
     gi, gf, gg, go, g_c = _cell_backward(
-        i, f, g, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
+        i, f, new, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
     )
-    own_g_inputs, own_g_pre = g_inputs + r * 4 * H, g_pre + r * 4 * H
-    _scales_backward(gi, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                     0, H, Z, ROWS)  # fmt: skip
-    _scales_backward(gf, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                     1, H, Z, ROWS)  # fmt: skip
-    _scales_backward(gg, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                     2, H, Z, ROWS)  # fmt: skip
-    _scales_backward(go, own_rec, own_inputs, own_z, maps, own_g_rec, own_g_inputs, own_g_pre, own_gz, u, inside,
-                     3, H, Z, ROWS)  # fmt: skip
-    tl.debug_barrier()  # gz is read, and c_carry is overwritten, by other threads
-    tl.store(c_carry + b * H + u, g_c, inside)
+    _scales_backward(gi, rec, inputs, z, maps, g, gz, u, inside, 0, H, K, Z, ROWS)
+    _scales_backward(gf, rec, inputs, z, maps, g, gz, u, inside, 1, H, K, Z, ROWS)
+    _scales_backward(gg, rec, inputs, z, maps, g, gz, u, inside, 2, H, K, Z, ROWS)
+    _scales_backward(go, rec, inputs, z, maps, g, gz, u, inside, 3, H, K, Z, ROWS)
+    tl.debug_barrier()  # gz is read, and carry is overwritten, by other threads
+    tl.store(carry + u, g_c, inside)
     if K > 0:
         k = tl.arange(0, BLOCK_K)
         within = k < K
@@ -168,35 +168,35 @@ def hyper_lstm_backward_kernel(
             j = first + tl.arange(0, CHUNK)
             own = (j[:, None] < 12 * Z) & within[None, :]
             weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
-            found += weight * tl.load(own_gz + j, j < 12 * Z, 0.0)[:, None]
+            found += weight * tl.load(gz + j, j < 12 * Z, 0.0)[:, None]
         by_z = tl.sum(found, 0)
-        g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + b * (H + K) + H + k, within, 0.0)
-        g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(hyper_c_carry + b * K + k, within, 0.0)
+        g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + H + k, within, 0.0)
+        g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(carry + H + k, within, 0.0)
         if PREVIOUS:
-            g_h += tl.load(z_carry + b * K + k, within, 0.0)
+            g_h += tl.load(carry + H + K + k, within, 0.0)
         else:
             g_h += by_z
-        own_rec += 4 * H
-        own_inputs += 4 * H
-        own_g_rec += 4 * H
-        i = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 0, K, 0)
-        f = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 1, K, 0)
-        g = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 2, K, 0)
-        o = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, k, within, 3, K, 0)
+        rec += 4 * H
+        inputs += 4 * H
+        g += 4 * H
+        i = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 0, K, 0)
+        f = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 1, K, 0)
+        new = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 2, K, 0)
+        o = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 3, K, 0)
         keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
         c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
         gi, gf, gg, go, g_c = _cell_backward(
-            i, f, g, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, hyper_partial, forget_bias, k, within, K,
+            i, f, new, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, partial + 10 * H, forget_bias, k, within, K,
             HYPER_NORM,
         )  # fmt: skip
-        tl.store(own_g_rec + k, gi.to(g_rec.dtype.element_ty), within)
-        tl.store(own_g_rec + K + k, gf.to(g_rec.dtype.element_ty), within)
-        tl.store(own_g_rec + 2 * K + k, gg.to(g_rec.dtype.element_ty), within)
-        tl.store(own_g_rec + 3 * K + k, go.to(g_rec.dtype.element_ty), within)
-        tl.debug_barrier()  # carries have been read by every thread
-        tl.store(hyper_c_carry + b * K + k, g_c, within)
+        tl.store(g + k, gi.to(g.dtype.element_ty), within)
+        tl.store(g + K + k, gf.to(g.dtype.element_ty), within)
+        tl.store(g + 2 * K + k, gg.to(g.dtype.element_ty), within)
+        tl.store(g + 3 * K + k, go.to(g.dtype.element_ty), within)
+        tl.debug_barrier()  # carry has been read by every thread
+        tl.store(carry + H + k, g_c, within)
         if PREVIOUS:
-            tl.store(z_carry + b * K + k, by_z, within)
+            tl.store(carry + H + K + k, by_z, within)
 
 
 def _shifted(initial: Tensor, out: Tensor, steps: Sequence[int]) -> Tensor:
@@ -229,27 +229,30 @@ def hyper_lstm_backward(
     source = before[:, units:] if sizes.PREVIOUS else hyper_h.to(layer.operand)
     inputs = product(low, layer.inputs.mT)
     z = product(source, layer.z_weight.to(layer.operand).mT).add_(layer.z_bias) if k else new(rows, 0)
-    g_rec, gz = new(rows, width, dtype=layer.operand), new(rows, 12 * z_size)
-    g_inputs, g_pre = (new(rows, 4 * units, dtype=layer.operand) if k else g_rec for _ in range(2))
-    partials = [
-        new(batch, 10, size if norm else 0).zero_() for size, norm in ((units, sizes.NORM), (k, sizes.HYPER_NORM))
-    ]
-    carries = [new(batch, size).zero_() for size in (units + k, units, k, k if sizes.PREVIOUS else 0)]
+    g, gz = new(rows, width + (8 * units if k else 0), dtype=layer.operand), new(rows, 12 * z_size)
+    g_rec, g_inputs, g_pre = g[:, :width], g[:, width : width + 4 * units], g[:, width + 4 * units :]
+    if not k:
+        g_inputs = g_pre = g_rec
+    h_carry, carry = new(batch, units + k).zero_(), new(batch, units + 2 * k).zero_()
+    partial = new(batch, 10 * (units + k)).zero_()
     end = rows
     for t in reversed(range(len(steps))):
         n = steps[t]
         begin = end - n
         cells = (states[1], states[3], 0) if t == 0 else (c, hyper_c, begin - steps[t - 1])
         hyper_lstm_backward_kernel[(n,)](
-            *grads, *carries, saved[begin:end], inputs[begin:end], z[begin:end], *cells[:2], *layer.vectors,
-            g_rec, g_inputs, g_pre, gz, *partials, seed, begin, cells[2], t, 2 * ints[1], floats[0],
+            *grads, h_carry, carry, saved[begin:end], inputs[begin:end], z[begin:end], *cells[:2], *layer[3:], g, gz,
+            partial, seed, begin, cells[2], t, 2 * ints[1], sizes.Z, floats[0],
             *dropout_numbers(floats), **sizes._asdict(), HAS=tuple(g.numel() > 0 for g in grads),
-            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))), num_warps=warps(sizes, MOST_WARPS),
+            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))),
+            num_warps=warps(sizes, MOST_WARPS),
         )  # fmt: skip
-        product(g_rec[begin:end], layer.recurrent, carries[0][:n])
+        product(g_rec[begin:end], layer.recurrent, h_carry[:n])
         end = begin
-    g_hyper_h = carries[0][:, units:] + carries[3] if sizes.PREVIOUS else carries[0][:, units:]
-    found: list[Tensor | None] = [None, carries[0][:, :units], carries[1], g_hyper_h, carries[2], *[None] * 18]
+    found: list[Tensor | None] = [None] * 23
+    found[1:5] = h_carry[:, :units], carry[:, :units], h_carry[:, units:], carry[:, units : units + k]
+    if sizes.PREVIOUS:
+        found[3] = h_carry[:, units:] + carry[:, units + k :]
     if want_x:
         found[0] = product(g_inputs, layer.inputs[: 4 * units])
         if k:
@@ -258,21 +261,27 @@ def hyper_lstm_backward(
         found[5] = product(g_inputs.mT, low)
         found[6] = product(g_rec[:, : 4 * units].mT, before[:, :units])
         found[7] = g_pre.sum(0, dtype=torch.float32)
-        found[8:10] = partials[0].sum(0).split(5)
+        norms = partial.sum(0)
+        found[8:10] = norms[: 10 * units].view(10, units).split(5)
         if k:
             own = g_rec[:, 4 * units :]
             states_grad = product(own.mT, before)
             found[10] = torch.cat([states_grad[:, :units], product(own.mT, low)], 1)
             found[11], found[12] = states_grad[:, units:], own.sum(0, dtype=torch.float32)
-            found[13:15] = partials[1].sum(0).split(5)
+            found[13:15] = norms[10 * units :].view(10, k).split(5)
             found[15:18] = torch.mm(gz.mT, source.float()).view(12, z_size, k).split(4)
             found[18:20] = gz.sum(0).view(12, z_size)[:8].split(4)
             every = z.view(rows, 3, 4, z_size).permute(1, 2, 0, 3)
             for part, factor in enumerate((saved[:, : 4 * units], inputs[:, : 4 * units], None)):
                 g = g_pre.float() if factor is None else g_pre * factor
                 found[20 + part] = torch.bmm(g.view(rows, 4, units).permute(1, 2, 0), every[part])
-    result = []
-    for t, g in zip(tensors, found, strict=True):
-        absent = g is None or (t.dim() == 1 and t.numel() == 0)
-        result.append(t.new_empty(0) if absent else g.to(t.dtype).contiguous())
-    return result
+    return [
+        t.new_empty(0) if g is None or t.shape == (0,) else _owned(g.to(t.dtype))
+        for t, g in zip(tensors, found, strict=True)
+    ]
+
+
+def _owned(g: Tensor) -> Tensor:
+    """g, or a copy where it is a part of another tensor: gradients share no memory."""
+    whole = g.is_contiguous() and g.untyped_storage().nbytes() == g.numel() * g.itemsize
+    return g if whole else g.clone(memory_format=torch.contiguous_format)

@@ -12,10 +12,13 @@ _EPSILON = tl.constexpr(1e-3)  # LAYER_NORM_EPSILON of hyperfast/reference/hyper
 
 
 @triton.jit
-def pre_activation(rec, inputs, bias, z, maps, u, inside, G: tl.constexpr, H: tl.constexpr, Z: tl.constexpr):
+def pre_activation(
+    rec, inputs, bias, z, maps, embeddings, u, inside, G: tl.constexpr, H: tl.constexpr, Z: tl.constexpr
+):
     """Gate G of d_h * (W_h h) + d_x * (W_x x) + beta + b0: rec, inputs, bias [4H], z [12Z], maps [12,Z,H].
 
-    Z = 0: d = 1, beta = 0. A map's rows are read whole, so that no sum goes from thread to thread.
+    Z = 0: d = 1, beta = 0. embeddings: Z at run time, because a loop that is unrolled runs out of scalar registers on
+    AMD. A map's rows are read whole, so that no sum goes from thread to thread.
     """
     product_h = tl.load(rec + G * H + u, inside, 0.0)
     product_x = tl.load(inputs + G * H + u, inside, 0.0)
@@ -25,7 +28,7 @@ def pre_activation(rec, inputs, bias, z, maps, u, inside, G: tl.constexpr, H: tl
     else:
         d_h = tl.zeros_like(pre)
         d_x = tl.zeros_like(pre)
-        for j in range(Z):
+        for j in range(embeddings):
             row = maps + (G * Z + j) * H + u
             d_h += tl.load(z + G * Z + j) * tl.load(row, inside, 0.0).to(tl.float32)
             d_x += tl.load(z + (4 + G) * Z + j) * tl.load(row + 4 * Z * H, inside, 0.0).to(tl.float32)
