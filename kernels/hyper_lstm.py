@@ -6,7 +6,7 @@ A step of n rows, counted by hand for H units, K of the hyper cell, Z elements o
     kernel    24 n Z (H+K) FLOPs and about 100 n (H+K) more; reads 32 n (H+K) bytes of products, 48 Z (H+K) of maps
               once from memory and for every further row from L2, writes 16 n (H+K) of states
 
-H = 1000, K = 128, Z = 4, n = 128: 1.3 GFLOP, 20 MB of weights, 7 MB of everything else. Large Z (64 with H = 1800: 6.3
+H = 1000, K = 128, Z = 4, n = 128: 1.3 GFLOP, 20 MB of weights, 9 MB of everything else. Large Z (64 with H = 1800: 6.3
 MB of maps for each row) is bound by L2, where products over all rows would serve better. Speed not measured.
 
 The loop never waits for the device: batch_sizes live on the CPU, the seed is read by the kernel. A caller can capture
@@ -227,12 +227,13 @@ def hyper_lstm(
     carries = [t.to(torch.float32, copy=True) for t in (states[1], states[3])]
     scratch = torch.empty((batch, 12 * sizes.Z), dtype=torch.float32, device=x.device)
     products = torch.empty((0 if save else batch, width), dtype=torch.float32, device=x.device)
+    dropped, chosen = dropout_numbers(floats), sizes._asdict() | {"num_warps": warps(sizes)}
     begin = 0
     for t, n in enumerate(steps):
         rec = product(state[:n], layer.recurrent.mT, saved[begin : begin + n] if save else products[:n])
         hyper_lstm_kernel[(n,)](
             rec, inputs[begin : begin + n], state, *carries, scratch, *layer[3:], *outputs, seed,
-            begin, t, 2 * ints[1], sizes.Z, floats[0], *dropout_numbers(floats), **sizes._asdict(), num_warps=warps(sizes),
+            begin, t, 2 * ints[1], sizes.Z, floats[0], *dropped, **chosen,
         )  # fmt: skip
         begin += n
     return *outputs, saved

@@ -2,8 +2,9 @@
 
 A step of n rows, counted by hand as in hyper_lstm.py, float32:
 
-    kernel    72 n Z (H+K) FLOPs and about 300 n (H+K) more; reads 32 n (H+K) bytes of products again, and maps twice;
-              writes 16 n (H+K) bytes for the product and 32 n H for the gradients of weights
+    kernel    64 n Z H + 24 n Z K FLOPs and about 300 n (H+K) more; reads 32 n (H+K) bytes of products again, and
+              maps twice; writes 16 n (H+K) bytes for the product and 32 n H for the gradients of weights; reads and
+              writes 40 n (H+K) of sums for layer norm
     product   2 n (4H+4K) (H+K) FLOPs; reads 4 (4H+4K) (H+K) bytes of weights and 16 n (H+K)
 
 After the loop, over all rows at once: products with x, with embeddings and embeddings' weights, and the gradients of
@@ -235,6 +236,12 @@ def hyper_lstm_backward(
         g_inputs = g_pre = g_rec
     h_carry, carry = new(batch, units + k).zero_(), new(batch, units + 2 * k).zero_()
     partial = new(batch, 10 * (units + k)).zero_()
+    dropped = dropout_numbers(floats)
+    chosen = sizes._asdict() | {
+        "HAS": tuple(g.numel() > 0 for g in grads),
+        "ROWS": max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))),
+        "num_warps": warps(sizes, MOST_WARPS),
+    }
     end = rows
     for t in reversed(range(len(steps))):
         n = steps[t]
@@ -243,9 +250,7 @@ def hyper_lstm_backward(
         hyper_lstm_backward_kernel[(n,)](
             *grads, h_carry, carry, saved[begin:end], inputs[begin:end], z[begin:end], *cells[:2], *layer[3:], g, gz,
             partial, seed, begin, cells[2], t, 2 * ints[1], sizes.Z, floats[0],
-            *dropout_numbers(floats), **sizes._asdict(), HAS=tuple(g.numel() > 0 for g in grads),
-            ROWS=max(1, min(4, TILE // sizes.BLOCK_H, triton.next_power_of_2(max(z_size, 1)))),
-            num_warps=warps(sizes, MOST_WARPS),
+            *dropped, **chosen,
         )  # fmt: skip
         product(g_rec[begin:end], layer.recurrent, h_carry[:n])
         end = begin
@@ -273,8 +278,8 @@ def hyper_lstm_backward(
             found[18:20] = gz.sum(0).view(12, z_size)[:8].split(4)
             every = z.view(rows, 3, 4, z_size).permute(1, 2, 0, 3)
             for part, factor in enumerate((saved[:, : 4 * units], inputs[:, : 4 * units], None)):
-                g = g_pre.float() if factor is None else g_pre * factor
-                found[20 + part] = torch.bmm(g.view(rows, 4, units).permute(1, 2, 0), every[part])
+                scaled = g_pre.float() if factor is None else g_pre * factor
+                found[20 + part] = torch.bmm(scaled.view(rows, 4, units).permute(1, 2, 0), every[part])
     return [
         t.new_empty(0) if g is None or t.shape == (0,) else _owned(g.to(t.dtype))
         for t, g in zip(tensors, found, strict=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hyperfast as hf
-from hyperfast.ops.hyper_lstm import NAMES, hyper_lstm
+from hyperfast.ops.hyper_lstm import NAMES, encode, hyper_lstm
 from hyperfast.reference import hyper_lstm as reference
 from hyperfast.reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scaling
 
@@ -114,3 +114,18 @@ def test_weights_in_low_precision_beside_float32():
         torch.testing.assert_close(a, b.to(t.dtype))
     for a, b in zip(ours[:4], expected[:4], strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_03_schema_and_fakes(save):
+    """Shapes under torch.compile are those of the kernels; no output shares memory with another tensor."""
+    every = inputs((2, 3, 5, 3, 2), rows=2)
+    spec = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *encode(PLAIN)
+    checks = "test_schema", "test_faketensor"
+    forward, backward = torch.ops.hyperfast.hyper_lstm_triton, torch.ops.hyperfast.hyper_lstm_backward_triton
+    torch.library.opcheck(forward, (every, *spec, save), test_utils=checks)
+    outputs = list(forward(every, *spec, True))
+    grads = [torch.randn_like(t) for t in outputs[:4]]
+    torch.library.opcheck(backward, (grads, every, outputs, *spec, save, save), test_utils=checks)
+    found = backward(grads, every, outputs, *spec, True, True)
+    assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
