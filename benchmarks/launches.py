@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.gauge import gauge, gauge_backward
+from hyperfast.kernels.hyper_lstm import hyper_lstm as hyper_lstm_forward
+from hyperfast.kernels.hyper_lstm_backward import hyper_lstm_backward
 from hyperfast.kernels.nn_entropy import nearest_neighbor, nearest_neighbor_backward
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
@@ -17,6 +19,7 @@ from hyperfast.kernels.target_net_dropout import dropout
 from hyperfast.models import targets
 from hyperfast.nn import TargetNet
 from hyperfast.plan import CNN, MLP, Activation, Conv
+from hyperfast.reference import hyper_lstm as hyper_lstm_reference
 
 Launch = tuple[str, Callable[[], object]]
 
@@ -136,11 +139,40 @@ def nn_entropy(short: bool) -> Iterator[Launch]:
             yield f"{shape} p={p} backward", partial(nearest_neighbor_backward, *backward)
 
 
+def hyper_lstm(short: bool) -> Iterator[Launch]:
+    """The paper's sizes, with dropout and both outputs that embeddings may read; an LSTM; few units, no layer norm."""
+    # H, K, Z, layer norm, embeddings from the previous output, probability of dropping.
+    shapes = {"ptb": (1000, 128, 4, True, False, 0.1)}
+    if not short:
+        shapes |= {
+            "ptb previous": (1000, 128, 4, True, True, 0.0),
+            "enwik8": (1800, 256, 64, True, False, 0.1),
+            "LSTM H=1000": (1000, 0, 0, True, False, 0.1),
+            "LSTM H=1800": (1800, 0, 0, False, False, 0.0),
+            "H=20": (20, 12, 3, False, False, 0.0),
+        }
+    for shape, (h, k, z, norm, previous, p) in shapes.items():
+        for kind, x_type, weight_type, _ in MAIN_KINDS + (MORE_KINDS[1:] if shape == "ptb" and not short else []):
+            x, state, *parts = hyper_lstm_reference.make_inputs(2, 2, 5, h, max(k, 1), max(z, 1), layer_norm=norm)
+            none = torch.zeros(0)
+            weights = [
+                none if t is None or (i >= 5 and not k) else t for i, t in enumerate(t for p in parts for t in p)
+            ]
+            states = [*state.main, *(t[:, :k] for t in state.hyper)]
+            tensors = [*(t.to(x_type) for t in (x, *states)), *(t.to(weight_type) for t in weights)]
+            spec = [2, 2], torch.zeros(1, dtype=torch.int64), (int(previous), 0), (1.0, p, p)
+            outputs = [torch.zeros(4, n, dtype=x_type) for n in (h, h, k, k)] + [torch.zeros(4, 4 * (h + k))]
+            yield f"{shape} {kind}", partial(hyper_lstm_forward, tensors, *spec, True)
+            backward = (outputs[:4], tensors, outputs, *spec, True, True)
+            yield f"{shape} {kind} backward", partial(hyper_lstm_backward, *backward)
+
+
 FAMILIES = {
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
     "ensemble": ensemble,
     "gauge": fix_gauge,
+    "hyper_lstm": hyper_lstm,
     "nn_entropy": nn_entropy,
 }

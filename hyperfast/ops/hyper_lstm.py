@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ..reference import hyper_lstm as reference
 from ..reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scaling, States
 from .checks import autocast, check_tensor, check_together
 
-backends.register("hyper_lstm", "cpp")
+backends.register("hyper_lstm", "cpp", "triton")
 
 NAMES = ("x", "h", "c", "hyper_h", "hyper_c",
          *Cell._fields, *(f"hyper_{name}" for name in Cell._fields), *Scaling._fields)  # fmt: skip
@@ -284,16 +285,16 @@ def decode(ints: Sequence[int], floats: Sequence[float]) -> Options:
 # ---- raw ops ----------------------------------------------------------------------------------------
 
 
-def saved_width(hidden: int, hyper: int, dtype: torch.dtype) -> int:
-    """Values that a kernel saves for a row: the products with h and hyper_h, each gate in whole vectors."""
-    lanes = _PANEL_BYTES // (8 if dtype == torch.float64 else 4)
+def saved_width(hidden: int, hyper: int, dtype: torch.dtype, backend: str = "cpp") -> int:
+    """Values that a kernel saves for a row: the products with h and hyper_h, in C++ each gate in whole vectors."""
+    lanes = _PANEL_BYTES // (8 if dtype == torch.float64 else 4) if backend == "cpp" else 1
     return sum(4 * math.ceil(units / lanes) * lanes for units in (hidden, hyper))
 
 
-def _fake(tensors, batch_sizes, seed, ints, floats, save):
+def _fake(backend, tensors, batch_sizes, seed, ints, floats, save):
     x, h, hyper_h = tensors[0], tensors[1], tensors[3]
     rows, wide = x.shape[0], torch.promote_types(x.dtype, torch.float32)
-    width = saved_width(h.shape[1], hyper_h.shape[1], wide)
+    width = saved_width(h.shape[1], hyper_h.shape[1], wide, backend)
     saved = x.new_empty((rows, width) if save else (0, 0), dtype=wide)
     return *(x.new_empty((rows, t.shape[1])) for t in (h, h, hyper_h, hyper_h)), saved
 
@@ -314,10 +315,38 @@ def _flops_backward(grads, tensors, *_, **__) -> int:
     return 2 * _flops(tensors)
 
 
-for _backend in ["cpp"] * (native.WHY_NOT_LOADED is None):
+def _triton(tensors, batch_sizes, seed, ints, floats, save):
+    from ..kernels import hyper_lstm as kernels
+
+    steps = steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes)
+    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+        return kernels.hyper_lstm(tensors, steps, seed, ints, floats, save)
+
+
+def _triton_backward(grads, tensors, outputs, batch_sizes, seed, ints, floats, want_x, want_weights):
+    from ..kernels import hyper_lstm_backward as kernels
+
+    steps = steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes)
+    with torch.cuda.device_of(tensors[0]):
+        return kernels.hyper_lstm_backward(grads, tensors, outputs, steps, seed, ints, floats, want_x, want_weights)
+
+
+_library = torch.library.Library("hyperfast", "FRAGMENT")
+_library.define(
+    "hyper_lstm_triton(Tensor[] tensors, Tensor batch_sizes, Tensor seed, int[] ints, float[] floats, bool save) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "hyper_lstm_backward_triton(Tensor[] grads, Tensor[] tensors, Tensor[] outputs, Tensor batch_sizes, Tensor seed, "
+    "int[] ints, float[] floats, bool want_x, bool want_weights) -> Tensor[]"
+)
+for _key in ("CPU", "CUDA", "XPU"):
+    _library.impl("hyper_lstm_triton", _triton, _key)
+    _library.impl("hyper_lstm_backward_triton", _triton_backward, _key)
+for _backend in ["triton"] + ["cpp"] * (native.WHY_NOT_LOADED is None):
     for _name, _fake_of, _flops_of in (
-        (f"hyper_lstm_{_backend}", _fake, _flops),
+        (f"hyper_lstm_{_backend}", partial(_fake, _backend), _flops),
         (f"hyper_lstm_backward_{_backend}", _fake_backward, _flops_backward),
     ):
-        torch.library.register_fake(f"hyperfast::{_name}", _fake_of)
+        torch.library.register_fake(f"hyperfast::{_name}", _fake_of, lib=_library)
         register_flop_formula(getattr(torch.ops.hyperfast, _name))(_flops_of)
