@@ -4,8 +4,8 @@
 // sequences in the same order. The equations are those of hyperfast/reference/hyper_lstm.py, gates i, f, g, o.
 //
 // Inside, each gate's units are padded to whole panels of 64 bytes (Hp, Kp), pads zero; a row of products is
-// [4 gates of the main cell, Hp each][4 gates of the hyper cell, Kp each]. What a forward saves for a row is such a row:
-// W_h h for the main cell, and the hyper cell's pre-activation without its bias.
+// [4 gates of the main cell, Hp each][4 gates of the hyper cell, Kp each]. What a forward saves for a row is such a
+// row: W_h h for the main cell, and the hyper cell's pre-activation without its bias.
 //
 // The driver (csrc/ops/hyper_lstm.cpp) owns all memory and shares each phase out over the threads:
 //     pack -> for each chunk of steps: inputs -> for each step: recurrent, rows
@@ -18,16 +18,31 @@ namespace hyperfast {
 
 // Indices of a layer's weights, in the order of hyperfast/ops/hyper_lstm.py, NAMES.
 enum HyperLstmWeight : int {
-  kWeightIh, kWeightHh, kBias, kLnWeight, kLnBias,
-  kHyperWeightIh, kHyperWeightHh, kHyperBias, kHyperLnWeight, kHyperLnBias,
-  kZhWeight, kZxWeight, kZbWeight, kZhBias, kZxBias, kDhWeight, kDxWeight, kDbWeight,
+  kWeightIh,
+  kWeightHh,
+  kBias,
+  kLnWeight,
+  kLnBias,
+  kHyperWeightIh,
+  kHyperWeightHh,
+  kHyperBias,
+  kHyperLnWeight,
+  kHyperLnBias,
+  kZhWeight,
+  kZxWeight,
+  kZbWeight,
+  kZhBias,
+  kZxBias,
+  kDhWeight,
+  kDxWeight,
+  kDbWeight,
   kHyperLstmWeights
 };
 
 struct HyperLstmLayer {
-  DType data;      // of x, states, outputs
-  DType weights;   // of all weights
-  DType compute;   // f32, or f64 where data is
+  DType data;                                     // of x, states, outputs
+  DType weights;                                  // of all weights
+  DType compute;                                  // f32, or f64 where data is
   int64_t inputs, units, hyper_units, embedding;  // hyper_units 0: an LSTM without scales
   const void* weight[kHyperLstmWeights];          // contiguous; null: the layer has none
   bool previous;                                  // embeddings from the hyper cell's last output, not its new one

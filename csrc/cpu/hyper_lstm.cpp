@@ -58,8 +58,15 @@ static void input_products(const HyperLstmRun& r, int64_t row, int64_t rows, int
         }
         const int64_t at = panel + (hyper ? s.main / lanes : 0);
         for (int64_t p = 0; p < count; ++p) {
-          const Rows<T> work{a, a_row, length, 0, static_cast<const T*>(r.packed_x) + ((at + p) * s.inputs + k) * lanes,
-                             length, c + p * lanes, s.width, k > 0};
+          const Rows<T> work{a,
+                             a_row,
+                             length,
+                             0,
+                             static_cast<const T*>(r.packed_x) + ((at + p) * s.inputs + k) * lanes,
+                             length,
+                             c + p * lanes,
+                             s.width,
+                             k > 0};
           for_tiles(work, 1, n);
         }
       });
@@ -109,8 +116,13 @@ static void rows(const HyperLstmRun& r, const HyperLstmStep& step, int64_t begin
     const int64_t n = min64(kRowsAtOnce, end - b);
     const Operands<T> o{products_of(r, step, s) + b * s.width,
                         static_cast<const T*>(r.inputs) + (step.in_chunk + b) * s.width,
-                        c + b * s.hp, hyper_c + b * s.kp, hyper_h + b * s.kp,
-                        c + b * s.hp, h + b * s.hp, hyper_c + b * s.kp, hyper_h + b * s.kp};
+                        c + b * s.hp,
+                        hyper_c + b * s.kp,
+                        hyper_h + b * s.kp,
+                        c + b * s.hp,
+                        h + b * s.hp,
+                        hyper_c + b * s.kp,
+                        hyper_h + b * s.kp};
     advance(r, s, cells, step, b, n, o, block);
     for (int64_t i = b; i < b + n; ++i) {
       const int64_t row = step.row + i;
@@ -141,7 +153,9 @@ extern const HyperLstmKernels hyper_lstm_kernels = {
     [](const Run& r, int64_t row, int64_t n, int64_t begin, int64_t end) {
       HF_BY_TYPE(r, input_products, r, row, n, begin, end);
     },
-    [](const Run& r, const Step& s, int64_t begin, int64_t end) { HF_BY_TYPE(r, recurrent_products, r, s, begin, end); },
+    [](const Run& r, const Step& s, int64_t begin, int64_t end) {
+      HF_BY_TYPE(r, recurrent_products, r, s, begin, end);
+    },
     [](const Run& r, const Step& s, int64_t begin, int64_t end, char* scratch) {
       HF_BY_TYPE(r, rows, r, s, begin, end, scratch);
     },

@@ -24,9 +24,17 @@ struct Sizes {
   int64_t main, width;     // of a row of products: the main cell's part, all of it
 
   explicit Sizes(const HyperLstmLayer& l)
-      : inputs(l.inputs), units(l.units), hyper(l.hyper_units), embedding(l.embedding), embeddings(12 * l.embedding),
-        ip(padded<T>(l.inputs)), hp(padded<T>(l.units)), kp(padded<T>(l.hyper_units)), zp(padded<T>(embeddings)),
-        main(kGates * hp), width(kGates * (hp + kp)) {}
+      : inputs(l.inputs),
+        units(l.units),
+        hyper(l.hyper_units),
+        embedding(l.embedding),
+        embeddings(12 * l.embedding),
+        ip(padded<T>(l.inputs)),
+        hp(padded<T>(l.units)),
+        kp(padded<T>(l.hyper_units)),
+        zp(padded<T>(embeddings)),
+        main(kGates * hp),
+        width(kGates * (hp + kp)) {}
   bool scaled() const { return hyper > 0; }
 };
 
@@ -72,8 +80,11 @@ struct Slab {
 
  private:
   Slab(Arena arena, const Sizes<T>& s)
-      : begin(reinterpret_cast<T*>(arena.at)), vectors(arena, s), z(arena.take<T>(s.zp * s.kp)),
-        d(arena.take<T>(s.embeddings * s.hp)), end(reinterpret_cast<T*>(arena.at)) {}
+      : begin(reinterpret_cast<T*>(arena.at)),
+        vectors(arena, s),
+        z(arena.take<T>(s.zp * s.kp)),
+        d(arena.take<T>(s.embeddings * s.hp)),
+        end(reinterpret_cast<T*>(arena.at)) {}
 };
 template <class T>
 static int64_t slab_bytes(const Sizes<T>& s) {
@@ -143,9 +154,7 @@ struct Stored {
   int64_t units, in, row_stride, column;
 };
 
-HF_INLINE Stored weight_ih(const HyperLstmLayer& l) {
-  return {l.weight[kWeightIh], l.units, l.inputs, l.inputs, 0};
-}
+HF_INLINE Stored weight_ih(const HyperLstmLayer& l) { return {l.weight[kWeightIh], l.units, l.inputs, l.inputs, 0}; }
 HF_INLINE Stored weight_hh(const HyperLstmLayer& l) { return {l.weight[kWeightHh], l.units, l.units, l.units, 0}; }
 // The hyper cell reads [h; x].
 HF_INLINE Stored hyper_weight_h(const HyperLstmLayer& l) {

@@ -66,15 +66,15 @@ static void backward_state(const HyperLstmRun& r, const HyperLstmStep& step, int
   const T* gradients = static_cast<const T*>(r.panels_g) + step.in_chunk * lanes;
   const int64_t count = min64(end, main) - begin;
   if (count > 0)
-    multiply_rows(Rows<T>{gradients, lanes, lanes, stride, static_cast<const T*>(r.back_h) + begin * s.width * lanes, s.width,
-                      static_cast<T*>(r.h) + begin * lanes, s.hp, false},
-              count, step.rows);
+    multiply_rows(Rows<T>{gradients, lanes, lanes, stride, static_cast<const T*>(r.back_h) + begin * s.width * lanes,
+                          s.width, static_cast<T*>(r.h) + begin * lanes, s.hp, false},
+                  count, step.rows);
   const int64_t first = max64(begin - main, 0);
   if (end - main > first)
     multiply_rows(Rows<T>{gradients + s.main / lanes * stride, lanes, lanes, stride,
-                      static_cast<const T*>(r.back_hyper_h) + first * hyper_rows * lanes, hyper_rows,
-                      static_cast<T*>(r.hyper_h) + first * lanes, s.kp, true},
-              end - main - first, step.rows);
+                          static_cast<const T*>(r.back_hyper_h) + first * hyper_rows * lanes, hyper_rows,
+                          static_cast<T*>(r.hyper_h) + first * lanes, s.kp, true},
+                  end - main - first, step.rows);
 }
 
 template <class T>
@@ -160,11 +160,12 @@ static void input_gradients(const HyperLstmRun& r, int64_t row, int64_t begin, i
       alignas(64) T sum[kInputRows * lanes];
       const auto add = [&](const void* g, const void* packed, int64_t length, bool again) {
         multiply_rows(Rows<T>{static_cast<const T*>(g) + first * lanes, lanes, lanes, stride,
-                          static_cast<const T*>(packed) + panel * length * lanes, length, sum, lanes, again},
-                  1, n);
+                              static_cast<const T*>(packed) + panel * length * lanes, length, sum, lanes, again},
+                      1, n);
       };
       add(r.panels_gx, r.back_x, s.main, false);
-      if (s.scaled()) add(static_cast<const T*>(r.panels_g) + s.main / lanes * stride, r.back_hyper_x, hyper_rows, true);
+      if (s.scaled())
+        add(static_cast<const T*>(r.panels_g) + s.main / lanes * stride, r.back_hyper_x, hyper_rows, true);
       for (int64_t i = 0; i < n; ++i)
         store_row(element(r.gx, r.l.data, (row + first + i) * s.inputs + panel * lanes), r.l.data, sum + i * lanes,
                   min64(lanes, s.inputs - panel * lanes));

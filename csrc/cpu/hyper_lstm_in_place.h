@@ -34,8 +34,8 @@ constexpr int kSingleOutputs = HF_VECTOR_BYTES == 64 ? 8 : 4;
 
 // c[row][out] (+)= sum over k of w[out][k] a[row][k], k in the lanes.
 template <class W, class T, int NO, int NR>
-static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length, T* c,
-                              int64_t c_row, int64_t outputs, bool add) {
+static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length, T* c, int64_t c_row,
+                              int64_t outputs, bool add) {
   Vec<T> sum[NO][NR] = {};
   int64_t k = 0;
   for (; k + kLanes<T> <= length; k += kLanes<T>) {
@@ -63,7 +63,8 @@ static void panel_in_place(const Stored& m, int64_t panel, const T* a, int64_t a
   const auto outputs_from = [&]<int NO, int NR>(int64_t o, int64_t row) {
     const W* w[NO];
     for (int i = 0; i < NO; ++i)  // past the last output, the last one again
-      w[i] = static_cast<const W*>(m.data) + (gate * m.units + first + min64(o + i, height - 1)) * m.row_stride + m.column;
+      w[i] =
+          static_cast<const W*>(m.data) + (gate * m.units + first + min64(o + i, height - 1)) * m.row_stride + m.column;
     multiply_in_place<W, T, NO, NR>(w, a + row * a_row, a_row, m.in, c + row * c_row + o, c_row, min64(NO, height - o),
                                     add);
   };

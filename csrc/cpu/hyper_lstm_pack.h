@@ -124,7 +124,8 @@ static void pack_one(const HyperLstmRun& r, const Sizes<T>& s, int64_t task) {
   task -= s.hp / lanes;
   const int64_t hyper_rows = kGates * s.kp;
   if (task < s.kp / lanes)
-    return pack_inputs(static_cast<T*>(r.back_hyper_h) + task * hyper_rows * lanes, hyper_weight_hh(l), l.weights, task);
+    return pack_inputs(static_cast<T*>(r.back_hyper_h) + task * hyper_rows * lanes, hyper_weight_hh(l), l.weights,
+                       task);
   task -= s.kp / lanes;
   if (task < s.ip / lanes)
     return pack_inputs(static_cast<T*>(r.back_x) + task * s.main * lanes, weight_ih(l), l.weights, task);

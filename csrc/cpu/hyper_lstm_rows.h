@@ -1,4 +1,5 @@
-// What is done row by row in a step, kRowsAtOnce batch rows together: hyper cell, embeddings, scales, main cell; and back.
+// What is done row by row in a step, kRowsAtOnce batch rows together: hyper cell, embeddings, scales, main cell; and
+// back.
 #pragma once
 
 #include "hyper_lstm_cell.h"
@@ -10,12 +11,12 @@ namespace HF_ISA {
 template <class T>
 struct Block {
   CellRow<T> main[kRowsAtOnce], hyper[kRowsAtOnce];
-  T *gates, *hyper_gates;            // [4 hp], [4 kp]
-  T *c, *hyper_c, *h, *hyper_h;      // [hp], [kp]: the states before; new ones in backward
+  T *gates, *hyper_gates;        // [4 hp], [4 kp]
+  T *c, *hyper_c, *h, *hyper_h;  // [hp], [kp]: the states before; new ones in backward
   T *c_new, *h_new, *hyper_c_new, *hyper_h_new;
   T *z, *dz;                         // [zp]
   T *scale_h, *scale_x;              // [4 hp]
-  T *differences;                    // [hp]
+  T* differences;                    // [hp]
   T *dh, *dc, *hyper_dh, *hyper_dc;  // [hp], [kp]
   char* end;
 
@@ -94,9 +95,9 @@ struct Scale {
 // Where a block's operands lie: rows of products, [width] apart, and of states.
 template <class T>
 struct Operands {
-  const T *products, *inputs;                      // W h and W x of the block's first row
-  const T *c, *hyper_c, *hyper_h;                  // before, [hp] and [kp] apart
-  T *c_new, *h_new, *hyper_c_new, *hyper_h_new;    // may be those
+  const T *products, *inputs;                    // W h and W x of the block's first row
+  const T *c, *hyper_c, *hyper_h;                // before, [hp] and [kp] apart
+  T *c_new, *h_new, *hyper_c_new, *hyper_h_new;  // may be those
 };
 
 template <class T>
@@ -135,8 +136,15 @@ static void advance(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
     const int64_t kind = map / 4, at = map % 4 * s.hp;
     const T* with = kind == 0 ? o.products + at : kind == 1 ? o.inputs + at : nullptr;
     T* kept = !r.backward || kind == 2 ? nullptr : (kind == 0 ? block.scale_h : block.scale_x) + at;
-    const Scale<T> work{block.z + map * s.embedding, s.zp, static_cast<const T*>(r.packed_d) + map * s.embedding * s.hp,
-                        s.embedding, with, s.width, block.gates + at, kept, s.main};
+    const Scale<T> work{block.z + map * s.embedding,
+                        s.zp,
+                        static_cast<const T*>(r.packed_d) + map * s.embedding * s.hp,
+                        s.embedding,
+                        with,
+                        s.width,
+                        block.gates + at,
+                        kept,
+                        s.main};
     for_tiles(work, s.hp / kPanel<T>, n);
   }
   for (int64_t i = 0; i < n; ++i) {
@@ -224,8 +232,8 @@ static void scales_backward(const HyperLstmRun& r, const Sizes<T>& s, const Hype
         store(sum, load(sum) + dz[e] * load(embedded + i * s.kp + k));
       }
   }
-  const Rows<T> work{block.dz, s.zp, s.embeddings, 0, static_cast<const T*>(r.back_z), s.embeddings, hyper_dh, s.kp,
-                     true};
+  const Rows<T> work{block.dz,     s.zp,     s.embeddings, 0,   static_cast<const T*>(r.back_z),
+                     s.embeddings, hyper_dh, s.kp,         true};
   for_tiles(work, s.kp / kPanel<T>, n);
 }
 
@@ -262,8 +270,13 @@ static void retreat(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
   }
   const Operands<T> o{static_cast<const T*>(r.saved) + (step.row + b) * s.width,
                       static_cast<const T*>(r.inputs) + (step.in_chunk + b) * s.width,
-                      block.c, block.hyper_c, block.hyper_h,
-                      block.c_new, block.h_new, block.hyper_c_new, block.hyper_h_new};
+                      block.c,
+                      block.hyper_c,
+                      block.hyper_h,
+                      block.c_new,
+                      block.h_new,
+                      block.hyper_c_new,
+                      block.hyper_h_new};
   advance(r, s, cells, step, b, n, o, block);
   T *dh = static_cast<T*>(r.h) + b * s.hp, *dc = static_cast<T*>(r.c) + b * s.hp;
   add_rows(dh, r.grad[0], l.data, step.row + b, n, s.units, block.dh);

@@ -20,10 +20,12 @@ using Doubles = std::vector<double>;
 
 constexpr size_t kState = 1, kWeights = 5;  // first places in the 23 tensors
 constexpr int64_t kBlockRows = 6;           // rows that the kernels take at once
-// Below so many rows or steps the weights are read where they lie: packing them costs as much as a few steps of 16 rows.
+// Below so many rows or steps the weights are read where they lie: packing them costs as much as a few steps of 16
+// rows.
 constexpr int64_t kPackedRows = 5, kPackedSteps = 4;
 constexpr int64_t kForwardChunk = 128, kBackwardChunk = 512;
-// Batch rows are shared out in slabs of a fixed size, each with its sums: results do not depend on the number of threads.
+// Batch rows are shared out in slabs of a fixed size, each with its sums: results do not depend on the number of
+// threads.
 constexpr int64_t kSlabs = 16, kSlabsOfFewRows = 4, kSlabsOfLargeMaps = 8, kLargeMaps = 1 << 18;
 constexpr int64_t kFlopsPerTask = 1 << 16;
 
@@ -123,9 +125,8 @@ struct Call {
     share(kernel.pack_tasks(r), width() * r.l.units, [&](int64_t begin, int64_t end) { kernel.pack(r, begin, end); });
   }
   void input_products(const Chunk& chunk) const {
-    share(kernel.product_tasks(r), 2 * chunk.rows * width() * r.l.inputs, [&](int64_t begin, int64_t end) {
-      kernel.input_products(r, chunk.row, chunk.rows, begin, end);
-    });
+    share(kernel.product_tasks(r), 2 * chunk.rows * width() * r.l.inputs,
+          [&](int64_t begin, int64_t end) { kernel.input_products(r, chunk.row, chunk.rows, begin, end); });
   }
   int64_t step_flops(const HyperLstmStep& step) const {
     return 2 * step.rows * width() * (r.l.units + r.l.hyper_units);
@@ -140,8 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hyper_lstm(const Tensors& ten
   const Tensor& x = call.tensors[0];
   const int64_t rows = x.size(0);
   Tensors out;
-  for (int i = 0; i < 4; ++i)
-    out.push_back(torch::stable::new_empty(x, {rows, i < 2 ? r.l.units : r.l.hyper_units}));
+  for (int i = 0; i < 4; ++i) out.push_back(torch::stable::new_empty(x, {rows, i < 2 ? r.l.units : r.l.hyper_units}));
   Tensor saved = torch::stable::new_empty(x, {save ? rows : 0, save ? call.width() : 0}, compute_type(x));
   if (rows > 0) {
     for (size_t i = 0; i < 4; ++i) r.out[i] = out[i].mutable_data_ptr();
