@@ -110,10 +110,19 @@ static void accumulate_directly(const Screen& s, const Partial<T>& part, int64_t
     for (int i = 0; i < kDirect; ++i)
       at[i] = static_cast<const T*>(features_at(s.theta, from[min64(first + i, count - 1)], begin));
   };
+  // The next slab comes from main memory while this one is computed, a row with each tile.
+  const int64_t ahead = begin + n, ahead_bytes = min64(n, s.theta.features - ahead) * int64_t(sizeof(T));
+  int64_t next_row = 0;
+  const auto prefetch = [&] {
+    if (next_row >= s.right) return;
+    const char* at = static_cast<const char*>(features_at(s.theta, s.right_rows[next_row++], ahead));
+    for (int64_t byte = 0; byte < ahead_bytes; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+  };
   for (int64_t i = 0; i < s.left; i += kDirect) {
     const T* x[kDirect];
     rows(x, s.left_rows, i, s.left);
     for (int64_t j = s.triangle ? i : 0; j < s.right; j += kDirect) {
+      prefetch();
       const T* y[kDirect];
       rows(y, s.right_rows, j, s.right);
       T sums[kDirect][kDirect];

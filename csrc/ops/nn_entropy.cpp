@@ -115,7 +115,8 @@ class Search {
       char* mine = space + part * bytes;
       kernel.clear(s, mine);
       if (last)
-        for (int64_t slab = part; slab < slabs; slab += parts) kernel.accumulate(s, slab, mine);
+        for (int64_t slab = part * slabs / parts; slab < (part + 1) * slabs / parts; ++slab)
+          kernel.accumulate(s, slab, mine);
       else
         for (int64_t slab; (slab = next.fetch_add(1, std::memory_order_relaxed)) < slabs;)
           kernel.accumulate(s, slab, mine);
