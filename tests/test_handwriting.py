@@ -214,7 +214,7 @@ def test_learning(handwriting, cell, tmp_path):
     validation = [float(row["log_loss"]) for row in read_table(tmp_path / "run/validation.csv")]
     first = float(read_table(tmp_path / "run/metrics.csv")[0]["log_loss"])
     assert validation[0] < first - 20  # nats a line of some 40 points
-    assert validation[-1] < validation[0] - 5
+    assert validation[-1] < validation[0] - 20
 
 
 def test_samples(handwriting):

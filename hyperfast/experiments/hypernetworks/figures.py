@@ -28,7 +28,11 @@ def loss_curves(run: Path, metric: str, label: str, path: Path) -> Path:
 
 
 def strip(axes: Axes, changes: Tensor) -> None:
-    """Draws weight changes [4,T-1], the darker the larger: a row a gate, a column a step."""
-    axes.imshow(changes.cpu().numpy(), aspect="auto", cmap="Reds", interpolation="nearest")
+    """Draws weight changes [4,T-1], the darker the larger: a row a gate, a column a step.
+
+    The largest 2 % are equally dark: the first steps, away from the zero state, would leave the others no colour.
+    """
+    largest = float(changes.flatten().quantile(0.98))
+    axes.imshow(changes.cpu().numpy(), aspect="auto", cmap="Reds", interpolation="nearest", vmin=0, vmax=largest)
     axes.set_yticks(range(4), _GATES)
     axes.tick_params(length=0)

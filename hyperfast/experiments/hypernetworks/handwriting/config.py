@@ -116,7 +116,7 @@ PRESETS = {
     "layer_norm_hyper_lstm": replace(_PAPER, layer_norm=True),
     # Shows in two minutes that all works, on the outlines of digits.
     "small": replace(
-        _PAPER, lines="embedded", units=128, hyper_units=32, batch=16, learning_rate=2e-3, steps=400,
+        _PAPER, lines="embedded", units=128, hyper_units=32, batch=16, learning_rate=2e-3, steps=800,
         validate_every=100, evaluation=Evaluation(samples=6, sample_length=400),
     ),
 }  # fmt: skip

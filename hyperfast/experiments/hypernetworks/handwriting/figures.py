@@ -30,24 +30,28 @@ def draw(name: str, run: Path, out: Path, samples: Tensor, changes: Tensor | Non
     return None if changes is None else _weight_changes(samples[0], changes, out / "weight_changes.png")
 
 
-def _write(axes: Axes, line: Tensor, top: float = 0.0) -> float:
-    """Draws a line with its highest point at `top`, y down; its lowest point."""
-    strokes = strokes_of(line)
-    y = np.concatenate(strokes)[:, 1]
-    for stroke in strokes:
-        axes.plot(stroke[:, 0], stroke[:, 1] - y.min() + top, color="black", linewidth=0.8)
-    return top + float(np.ptp(y))
+def _write(axes: Axes, lines: Tensor) -> float:
+    """Draws lines [N,T,3] below each other, x and y in one scale, without axes; their height over their width."""
+    left, right, top = [], [], 0.0
+    for line in lines:
+        strokes = strokes_of(line)
+        low, high = (f(np.concatenate(strokes), axis=0) for f in (np.min, np.max))
+        for stroke in strokes:
+            axes.plot(stroke[:, 0], stroke[:, 1] - low[1] + top, color="black", linewidth=0.8)
+        left.append(low[0])
+        right.append(high[0])
+        top += 1.1 * (high[1] - low[1])
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_axis_off()
+    return top / max(max(right) - min(left), 1e-6)
 
 
 def _samples(samples: Tensor, path: Path) -> Path:
     """Figures 16 to 18: sampled lines below each other."""
-    drawn, axes = figure(8, 0.7 * len(samples) + 0.3)
-    bottom = 0.0
-    for line in samples:
-        bottom = _write(axes, line, bottom)
-    axes.set_aspect("equal")
-    axes.invert_yaxis()
-    axes.set_axis_off()
+    drawn, axes = figure()
+    shape = _write(axes, samples)
+    drawn.set_size_inches(8, min(max(8 * shape, 1), 16))
     return save_png(drawn, path, svg=True)
 
 
@@ -57,10 +61,7 @@ def _weight_changes(line: Tensor, changes: Tensor, path: Path) -> Path:
 
     drawn = Figure(figsize=(10, 3), layout="constrained")
     above, below = drawn.subplots(2, 1, height_ratios=(2, 1))
-    _write(above, line)
-    above.set_aspect("equal")
-    above.invert_yaxis()
-    above.set_axis_off()
+    _write(above, line.unsqueeze(0))
     strip(below, changes)
     lifts = np.flatnonzero(line[:-1, 2].cpu().numpy())
     below.set_xticks(lifts, [""] * len(lifts))
