@@ -79,6 +79,7 @@ GOOD = stroke_xml(handwritten_lines(1, 0)[0])
     ("content", "message"),
     [
         (GOOD[: len(GOOD) // 2], "ParseError"),
+        (GOOD.replace("ISO-8859-1", "no-such"), "was expected"),
         ("no xml", "ParseError"),
         ("", "ParseError"),
         (GOOD.replace("StrokeSet", "Strokes"), "it has none"),

@@ -23,6 +23,8 @@ IAM_PARTS = ("trainset", "testset_v", "testset_t", "testset_f")
 # Parts that are (training, validation, test). "graves": those of Graves (2013), who trains on all but testset_v.
 IAM_SPLITS = {"graves": ((0, 2, 3), (1,), ()), "official": ((0,), (1, 2), (3,))}
 _DIGITS_A_LINE = 12
+# What NumPy raises for a file that is no .npz, is cut short, or has other arrays; the last two for one array alone.
+_UNREADABLE = (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, zlib.error, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_stroke_xml(path: Path) -> Tensor:
     try:
         strokes = [list(stroke.iter("Point")) for stroke in ElementTree.parse(path).iterfind("StrokeSet/Stroke")]
         points = np.array([[float(p.attrib["x"]), float(p.attrib["y"])] for stroke in strokes for p in stroke])
-    except (ElementTree.ParseError, KeyError, ValueError) as problem:
+    except (ElementTree.ParseError, LookupError, ValueError) as problem:
         raise ValueError(f"{path}: {expected}; {type(problem).__name__}: {problem}") from problem
     if not len(points) or not np.isfinite(points).all():
         raise ValueError(f"{path}: {expected}; {'it has none' if not len(points) else 'some are not finite'}")
@@ -119,16 +121,7 @@ def _from_npz(path: Path) -> tuple[Sequence[Tensor], np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             dx, dy, pen_up = (archive[name].astype(np.float32) for name in names[:3])
             lengths, part_of = (archive[name].astype(np.int64) for name in names[3:])
-    except (
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        EOFError,
-        OSError,
-        zlib.error,
-        TypeError,
-        AttributeError,
-    ) as problem:
+    except _UNREADABLE as problem:
         raise ValueError(
             f"{path}: an .npz file with the arrays {', '.join(names)} was expected; {problem}"
         ) from problem
@@ -155,7 +148,7 @@ def _from_xml(folder: Path) -> tuple[Sequence[Tensor], np.ndarray]:
         raise FileNotFoundError(
             f"{', '.join(missing)} not found in {folder}: the database's lists of forms were expected beside {IAM_XML}"
         )
-    part_of_form = {form: part for part, path in enumerate(lists) for form in path.read_text().split()}
+    part_of_form = {form: part for part, path in enumerate(lists) for form in path.read_text("latin-1").split()}
     # Line 01 of the form a01-000u is the file a01-000u-01.xml.
     paths = sorted((folder / IAM_XML).rglob("*.xml"), key=lambda path: path.stem)
     listed = [(path, part_of_form[form]) for path in paths if (form := path.stem.rpartition("-")[0]) in part_of_form]
