@@ -107,6 +107,10 @@ def test_draws_follow_the_density():
     assert (drawn[:, :2].T.cov() - covariance).abs().max() < 3 * error
     assert drawn[:, 2].mean() == pytest.approx(m.up.sigmoid().item(), abs=0.02)
     assert set(drawn[:, 2].unique().tolist()) <= {0.0, 1.0}
+    one = torch.tensor([[0.0, 0, 0, 0, -1, 2, -1]]).expand(10_000, -1)  # sigma e^-1 and e^2, rho = tanh(-1)
+    pair = density.draw(one, 0.0, torch.Generator().manual_seed(0))[:, :2]
+    assert torch.corrcoef(pair.T)[0, 1] == pytest.approx(math.tanh(-1), abs=0.03)
+    assert pair.std(0).log().tolist() == pytest.approx([-1, 2], abs=0.05)
     near = density.draw(outputs.expand(100, -1), 20.0, torch.Generator().manual_seed(0))
     torch.testing.assert_close(near[:, :2], mu[:, pi.argmax()].expand(100, 2), rtol=0, atol=1e-6)
 
