@@ -40,6 +40,44 @@ def write_mnist(folder: Path, train: int = 300, test: int = 60) -> Path:
     return folder
 
 
+def handwritten_lines(count: int, seed: int) -> list[list[np.ndarray]]:
+    """So many lines; a line is a list of strokes, a stroke an array [n,2] of whole positions x, y: arcs side by side."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for _ in range(count):
+        ends = 400 * np.arange(1, random.integers(3, 6))
+        turns = [np.linspace(0, random.uniform(2, 6), random.integers(8, 15)) for _ in ends]
+        lines.append([
+            np.stack([end + 150 * np.cos(turn), 900 + 150 * np.sin(turn)], 1).round().astype(int)
+            for end, turn in zip(ends, turns, strict=True)
+        ])  # fmt: skip
+    return lines
+
+
+def stroke_xml(strokes: list[np.ndarray]) -> str:
+    """A line in IAM-OnDB's form."""
+    points = ["".join(f'<Point x="{x}" y="{y}" time="0.01"/>' for x, y in stroke) for stroke in strokes]
+    return (
+        '<?xml version="1.0" encoding="ISO-8859-1"?><WhiteboardCaptureSession><WhiteboardDescription>'
+        '<SensorLocation corner="top_left"/></WhiteboardDescription><StrokeSet>'
+        + "".join(f'<Stroke colour="black" start_time="0.0" end_time="1.0">{p}</Stroke>' for p in points)
+        + "</StrokeSet></WhiteboardCaptureSession>"
+    )
+
+
+def write_iam(folder: Path, lines_a_part: int = 4) -> Path:
+    """IAM-OnDB's folder lineStrokes and its lists of forms, one form a part and one in no list; the folder."""
+    for part, name in enumerate(("trainset", "testset_v", "testset_t", "testset_f", None)):
+        form = f"a0{part}-000u"
+        lines = folder / "lineStrokes" / f"a0{part}" / form[:7]
+        lines.mkdir(parents=True)
+        for number, strokes in enumerate(handwritten_lines(lines_a_part, part), 1):
+            (lines / f"{form}-{number:02}.xml").write_text(stroke_xml(strokes), encoding="latin-1")
+        if name:
+            (folder / f"{name}.txt").write_text(f" {form}\n")
+    return folder
+
+
 def real_data_root() -> Path | None:
     """The folder of the real data sets where there is one."""
     for place in (os.environ.get("HYPERFAST_DATA"), SHARED_DATA):

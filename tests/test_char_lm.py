@@ -15,7 +15,7 @@ from hyperfast import cli
 from hyperfast.data import load_text
 from hyperfast.experiments.hypernetworks.char_lm import train as training
 from hyperfast.experiments.hypernetworks.char_lm.config import PRESETS, Config, Evaluation
-from hyperfast.experiments.hypernetworks.char_lm.evaluate import shown_cells, weight_changes
+from hyperfast.experiments.hypernetworks.char_lm.evaluate import changes_over, shown_cells
 from hyperfast.experiments.hypernetworks.char_lm.model import CharacterModel
 from hyperfast.experiments.loop import CHECKPOINT
 from hyperfast.experiments.training import read_table
@@ -136,7 +136,7 @@ def test_samples_and_pictures():
     cold, _ = model.sample(10, 1e-6, torch.Generator().manual_seed(1))
     first, _ = model(torch.tensor([[0]]))
     assert cold[0] == first.argmax()
-    changes = weight_changes(model, drawn[0])
+    changes = changes_over(model, drawn[0])
     assert changes.shape == (4, 29)
     assert (changes > 0).all()
     cells = shown_cells(model, drawn[0])

@@ -19,6 +19,7 @@ _REGISTRY = {
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
     "hypernetworks/char_lm": "hyperfast.experiments.hypernetworks.char_lm",
+    "hypernetworks/handwriting": "hyperfast.experiments.hypernetworks.handwriting",
 }
 
 

@@ -24,12 +24,13 @@ def figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Axes]:
     return empty, empty.subplots()
 
 
-def save_png(drawn: Figure, path: Path) -> Path:
-    """Writes the figure, whole or not at all, and returns its path."""
+def save_png(drawn: Figure, path: Path, svg: bool = False) -> Path:
+    """Writes the figure, whole or not at all, and returns its path. svg: also as SVG, beside it under that suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    drawn.savefig(scratch, format="png", dpi=130)
-    os.replace(scratch, path)
+    for target in (path.with_suffix(".svg"), path) if svg else (path,):
+        scratch = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        drawn.savefig(scratch, format=target.suffix[1:], dpi=130)
+        os.replace(scratch, target)
     return path
 
 

@@ -20,6 +20,24 @@ def generator_at(seed: int, step: int) -> torch.Generator:
 
 
 @contextlib.contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, torch's own generators of the CPU and of `device` start from `seed`; outside they are as they were."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -> torch.Tensor:
+    """One step down the loss, its gradient scaled to a norm of at most `clip`; the norm before."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return norm
+
+
+@contextlib.contextmanager
 def stop_between_steps() -> Iterator[Callable[[], bool]]:
     """Yields asked(): whether Ctrl-C was pressed. The loop looks between steps, where model and optimizer agree.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....data import Text
 from ....nn import HyperLSTM
 from ....reference.hyper_lstm import LAYER_NORM_EPSILON
+from ..recurrence import weight_changes
 from .config import Evaluation
 from .figures import draw
 from .model import CharacterModel
@@ -20,11 +21,9 @@ from .train import load
 
 
 @torch.no_grad()
-def weight_changes(model: CharacterModel, symbols: Tensor) -> Tensor:
-    """[4,T-1]: for each gate (i, f, g, o) the norm of the change of d_h from one character to the next, last layer."""
-    _, _, scales = model(symbols.unsqueeze(1), return_scales=True)
-    d_h = scales.d_h[-1, :, 0]
-    return (d_h[1:] - d_h[:-1]).norm(dim=2).T
+def changes_over(model: CharacterModel, symbols: Tensor) -> Tensor:
+    """[4,T-1]: weight_changes of a HyperLSTM that reads symbols [T]."""
+    return weight_changes(model(symbols.unsqueeze(1), return_scales=True)[2])
 
 
 @torch.no_grad()
@@ -77,7 +76,7 @@ def run(
     if isinstance(model.recurrence, HyperLSTM):
         generator = torch.Generator().manual_seed(settings.seed)
         sampled, _ = model.sample(settings.shown, 0.8, generator, int(text.test[0]))
-        changes = text.decode(sampled), weight_changes(model, sampled.to(device))
+        changes = text.decode(sampled), changes_over(model, sampled.to(device))
     cells = None if config.cell == "hyper_rnn" else shown_cells(model, numbers)
     for name in figures:
         written = draw(name, path.parent, out, changes, cells)

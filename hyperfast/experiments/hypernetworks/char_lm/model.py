@@ -10,27 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....nn import HyperLSTM, HyperRNN, LayerNormLSTM
+from ..recurrence import recurrence
 from .config import Config
 
 # Characters of a stream that are evaluated at once.
 _AT_ONCE = 1_000
-
-
-def recurrence(config: Config, symbols: int) -> nn.Module:
-    """config.cell over one-hot symbols."""
-    common: dict[str, Any] = {
-        "num_layers": config.layers, "dropout": config.output_dropout, "recurrent_dropout": config.recurrent_dropout,
-        "forget_bias": config.forget_bias,
-    }  # fmt: skip
-    if config.cell == "hyper_rnn":
-        return HyperRNN(symbols, config.units, config.hyper_units, config.embedding)
-    if config.cell == "hyper_lstm":
-        return HyperLSTM(
-            symbols, config.units, config.hyper_units, config.embedding, layer_norm=config.layer_norm,
-            hyper_recurrent_dropout=config.recurrent_dropout, init=config.init, **common,
-        )  # fmt: skip
-    return LayerNormLSTM(symbols, config.units, layer_norm=config.cell == "layer_norm_lstm", **common)
 
 
 def state_sizes(config: Config) -> list[int]:

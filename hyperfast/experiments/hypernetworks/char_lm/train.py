@@ -14,7 +14,7 @@ from ....data import Text, load_text
 from ... import checkpoint
 from ...loop import Training, report
 from ...loop import run as run_loop
-from ...training import generator_at
+from ...training import descend, generator_at, seeded
 from .config import MAY_DIFFER, NAME, Config
 from .model import CharacterModel
 
@@ -24,8 +24,7 @@ VALIDATION = ("bits_per_character",)
 
 def build(config: Config, text: Text, device: torch.device) -> tuple[CharacterModel, torch.optim.Adam]:
     """The model, initialised by config.seed (the same on every device), and its optimizer."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = CharacterModel(config, len(text.symbols)).to(device)
     return model, torch.optim.Adam(model.parameters(), config.learning_rate)
 
@@ -52,15 +51,10 @@ def train_step(
     at = step % steps_per_epoch(parts, config.length)
     stretch = parts[:, at * config.length : (at + 1) * config.length + 1].T
     state = None if at == 0 else model.carry
-    devices = [parts.device] if parts.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generator_at(config.seed, step).initial_seed())  # of dropout
+    with seeded(generator_at(config.seed, step).initial_seed(), parts.device):  # of dropout
         logits, state = model(stretch[:-1], state)
     loss = F.cross_entropy(logits.flatten(0, 1), stretch[1:].flatten().long())
-    optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
+    norm = descend(model, optimizer, loss, config.clip)
     model.keep(state)
     return {"loss": loss.detach(), "bits_per_character": loss.detach() / math.log(2), "gradient_norm": norm}
 
