@@ -6,6 +6,7 @@ import math
 import os
 import zipfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hyperfast.experiments.hypernetworks.char_lm import train as training
 from hyperfast.experiments.hypernetworks.char_lm.config import PRESETS, Config, Evaluation
 from hyperfast.experiments.hypernetworks.char_lm.evaluate import changes_over, shown_cells
 from hyperfast.experiments.hypernetworks.char_lm.model import CharacterModel
-from hyperfast.experiments.loop import CHECKPOINT
+from hyperfast.experiments.loop import CHECKPOINT, SECONDS
 from hyperfast.experiments.training import read_table
 
 CPU = torch.device("cpu")
@@ -98,6 +99,9 @@ def test_training_resumes_bitwise(cell, tmp_path):
     training.train(config, text, tmp_path / "parts", CPU, resume=True)
     tables = [read_table(tmp_path / run / "metrics.csv") for run in ("whole", "parts")]
     assert tables[0] == tables[1]
+    seconds = [float(row["seconds"]) for row in read_table(tmp_path / "parts" / SECONDS)]
+    assert len(seconds) == len(tables[1])
+    assert 0 < seconds[0] and all(a < b for a, b in pairwise(seconds))
     states = [training.load(tmp_path / run / CHECKPOINT, None, CPU)[0].state_dict() for run in ("whole", "parts")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert states[0]["carry_0"].abs().sum() > 0
@@ -167,6 +171,8 @@ def test_commands(cell, tmp_path, capsys):
         "20",
         "--evaluation.histogram-characters",
         "9",
+        "--evaluation.beside",
+        str(tmp_path),
     ]
     assert cli.main(["evaluate", "hypernetworks/char_lm", *checkpoint, *small]) == 0
     about = json.loads((tmp_path / "evaluation.json").read_text())

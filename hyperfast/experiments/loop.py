@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .training import ProgressBar, Table, stop_between_steps
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, SECONDS = "checkpoint.safetensors", "seconds.csv"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def run(
 ) -> int:
     """Trains to training.steps, writes checkpoint, metrics.csv and validation.csv into `out`; the step reached.
 
+    seconds.csv has the time spent in training steps, validation left out, of all parts of a training that was resumed.
     Ctrl-C stops after the step that is under way; the checkpoint is then usable, as one killed is from its last.
     Raises ValueError where `out` has a checkpoint and resume is False, where resume is True and it has none or
     one of another config, and where the loss is not finite any more.
@@ -55,16 +57,21 @@ def run(
     step = checkpoint.resume(path, t.name, config, t.model, t.optimizer, t.may_differ) if resume else 0
     metrics = Table(out / "metrics.csv", t.metrics, step)
     validations = Table(out / "validation.csv", t.validation, step) if t.validate else None
+    times = Table(out / SECONDS, ("seconds",), step)
+    seconds = times.last["seconds"] if times.last else 0.0
     saved = step
     with ProgressBar("training", t.steps, step, t.shows) as bar, stop_between_steps() as asked_to_stop:
         while step < t.steps and not asked_to_stop():
+            begun = time.perf_counter()
             measured = t.step(step)
             step += 1
+            seconds += time.perf_counter() - begun
             last = step == t.steps
             if last or step % config.log_every == 0:
                 row = {name: float(value) for name, value in measured.items()}
                 _check_finite(row["loss"], step, path, saved)
                 metrics.add(step, row)
+                times.add(step, {"seconds": seconds})
                 bar.update(step, **row)
             if t.validate and validations and (last or step % config.validate_every == 0):
                 found = t.validate()

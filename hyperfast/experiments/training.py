@@ -64,12 +64,14 @@ def stop_between_steps() -> Iterator[Callable[[], bool]]:
 class Table:
     """A CSV file with a column "step" and one row per call of add().
 
-    It goes on behind the rows up to `step`, and drops those that a run which was killed wrote after them.
+    It goes on behind the rows up to `step`, and drops those that a run which was killed wrote after them. last: the
+    values of the row it goes on behind, None where there is none.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.path, self.columns = path, ("step", *columns)
         rows = [row for row in read_table(path) if int(row["step"]) <= step] if step and path.exists() else []
+        self.last = {name: float(rows[-1][name]) for name in columns} if rows else None
         scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", newline="") as file:

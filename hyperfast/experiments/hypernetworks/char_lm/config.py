@@ -26,6 +26,8 @@ class Evaluation:
     """Characters of the validation text whose cells make the histograms."""
     seed: int = 1
     """Of the samples."""
+    beside: tuple[str, ...] = ()
+    """Folders of other trainings whose losses are drawn into the same figure."""
 
 
 @dataclass(frozen=True)

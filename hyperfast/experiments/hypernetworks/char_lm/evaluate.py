@@ -78,6 +78,7 @@ def run(
         sampled, _ = model.sample(settings.shown, 0.8, generator, int(text.test[0]))
         changes = text.decode(sampled), changes_over(model, sampled.to(device))
     cells = None if config.cell == "hyper_rnn" else shown_cells(model, numbers)
+    runs = [path.parent, *map(Path, settings.beside)]
     for name in figures:
-        written = draw(name, path.parent, out, changes, cells)
+        written = draw(name, runs, out, changes, cells)
         print(f"{name}: {written or 'this cell has none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,10 +13,12 @@ from ..figures import loss_curves, strip
 FIGURES = ("loss", "weight_changes", "histogram")
 
 
-def draw(name: str, run: Path, out: Path, changes: tuple[str, Tensor] | None, cells: Tensor | None) -> Path | None:
-    """Writes one figure into `out`, of the training in the folder `run`; None where the cell has no such figure."""
+def draw(
+    name: str, runs: Sequence[Path], out: Path, changes: tuple[str, Tensor] | None, cells: Tensor | None
+) -> Path | None:
+    """Writes one figure into `out`, of the training in the first folder, others beside it; None where the cell has no such figure."""
     if name == "loss":
-        return loss_curves(run, "bits_per_character", "bits per character", out / "loss.png")
+        return loss_curves(runs, "bits_per_character", "bits per character", out / "loss.png")
     if name == "weight_changes":
         return None if changes is None else _weight_changes(*changes, out / "weight_changes.png")
     return None if cells is None else _histogram(cells, out / "histogram.png")

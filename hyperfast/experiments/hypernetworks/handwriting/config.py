@@ -24,6 +24,8 @@ class Evaluation:
     """Of the samples: 0 draws from the density, more draws from nearer to its modes."""
     seed: int = 1
     """Of the samples."""
+    beside: tuple[str, ...] = ()
+    """Folders of other trainings whose losses are drawn into the same figure."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.sample_length < 2:

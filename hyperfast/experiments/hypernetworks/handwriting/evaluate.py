@@ -49,5 +49,6 @@ def run(
     generator = torch.Generator().manual_seed(settings.seed)
     samples = model.sample(settings.samples, settings.sample_length, settings.bias, generator)
     changes = changes_over(model, samples[0]) if isinstance(model.recurrence, HyperLSTM) else None
+    runs = [path.parent, *map(Path, settings.beside)]
     for name in figures:
-        print(f"{name}: {draw(name, path.parent, out, samples, changes) or 'this cell has none'}")
+        print(f"{name}: {draw(name, runs, out, samples, changes) or 'this cell has none'}")

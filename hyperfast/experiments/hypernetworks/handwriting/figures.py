@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 FIGURES = ("loss", "samples", "weight_changes")
 
 
-def draw(name: str, run: Path, out: Path, samples: Tensor, changes: Tensor | None) -> Path | None:
-    """Writes one figure into `out`, of the training in the folder `run`; None where the cell has no such figure.
+def draw(name: str, runs: Sequence[Path], out: Path, samples: Tensor, changes: Tensor | None) -> Path | None:
+    """Writes one figure into `out`, of the training in the first folder, others beside it; None where the cell has no such figure.
 
     samples: [lines,T,3] in the data's units; changes: [4,T-1] of the first of them.
     """
     if name == "loss":
-        return loss_curves(run, "log_loss", "log-loss, nats a line", out / "loss.png")
+        return loss_curves(runs, "log_loss", "log-loss, nats a line", out / "loss.png")
     if name == "samples":
         return _samples(samples, out / "samples.png")
     return None if changes is None else _weight_changes(samples[0], changes, out / "weight_changes.png")
