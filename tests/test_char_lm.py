@@ -101,7 +101,7 @@ def test_training_resumes_bitwise(cell, tmp_path):
     assert tables[0] == tables[1]
     seconds = [float(row["seconds"]) for row in read_table(tmp_path / "parts" / SECONDS)]
     assert len(seconds) == len(tables[1])
-    assert 0 < seconds[0]
+    assert seconds[0] > 0
     assert all(a < b for a, b in pairwise(seconds))
     states = [training.load(tmp_path / run / CHECKPOINT, None, CPU)[0].state_dict() for run in ("whole", "parts")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
