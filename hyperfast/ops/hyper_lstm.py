@@ -28,6 +28,7 @@ from ..reference import hyper_lstm as reference
 from ..reference import hyper_lstm_rnn as reference_rnn
 from ..reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scaling, States
 from ..reference.hyper_lstm_rnn import RNNCell
+from . import hyper_lstm_vmap
 from .checks import autocast, check_tensor, check_together
 
 backends.register("hyper_lstm", "cpp", "triton")
@@ -220,8 +221,7 @@ class HyperLSTM(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args):
-        results = [HyperLSTM.apply(*_sample(args, in_dims, i)) for i in range(info.batch_size)]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * 5
+        return hyper_lstm_vmap.forward(HyperLSTM.apply, info.batch_size, in_dims, args)
 
 
 class HyperLSTMBackward(torch.autograd.Function):
@@ -278,13 +278,7 @@ class HyperLSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args):
-        results = [HyperLSTMBackward.apply(*_sample(args, in_dims, i)) for i in range(info.batch_size)]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(NAMES)
-
-
-def _sample(args: tuple, in_dims: tuple, i: int) -> list:
-    """The arguments of one sample: weights differ from sample to sample, so each is a recurrence of its own."""
-    return [a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)]
+        return hyper_lstm_vmap.backward(HyperLSTMBackward.apply, info.batch_size, in_dims, args)
 
 
 def _filled(tensors: Sequence[Tensor | None]) -> list[Tensor]:
