@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 import hyperfast as hf
 from hyperfast.reference.nn_entropy import entropy_of, make_inputs, nn_entropy
 
-from .case import Case, Implementation
+from .case import Case
+from .peers import installed
 
 FEATURES = 20_018  # weights of Deutsch's MNIST target network
 ROWS_AT_ONCE = 256
+PYKEOPS_ROWS = 200  # its formula goes pair by pair: 5 s a call there, minutes beyond
 
 
 def cases() -> list[Case]:
@@ -21,15 +21,18 @@ def cases() -> list[Case]:
 
 
 def _case(rows: int) -> Case:
+    peers = dict(PEERS)
+    if rows > PYKEOPS_ROWS:
+        peers.pop("pykeops", None)
     return Case(
         family="nn_entropy",
         name=f"N={rows}",
-        shape={"N": rows, "D": FEATURES, "peers": ", ".join(PEERS), "peers not installed": ", ".join(MISSING)},
+        shape={"N": rows, "D": FEATURES, "peers": ", ".join(peers), "peers not installed": ", ".join(MISSING)},
         inputs=lambda device: (make_inputs(rows, FEATURES, device=device),),
         ours=hf.ops.nn_entropy,
         # All differences in float64 take minutes there; products in float64 tell these rows apart as well.
         reference=nn_entropy if rows <= 200 else careful,
-        baselines={"eager": eager, "careful": careful, **PEERS},
+        baselines={"eager": eager, "careful": careful, **peers},
         flops=rows * (rows - 1) * FEATURES,  # each pair once, two for each feature
         bytes=4 * rows * FEATURES,
         gradient_of=(0,),
@@ -94,14 +97,6 @@ def _faiss(theta: Tensor) -> Tensor:
     return _from_pairs(theta, torch.where(itself, index[:, 1], index[:, 0]))
 
 
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-_LIBRARIES: dict[str, tuple[str, Implementation]] = {
-    "pykeops": ("pykeops", _pykeops),
-    "scikit-learn": ("sklearn", _sklearn),
-    "faiss": ("faiss", _faiss),
-}
-PEERS = {name: run for name, (module, run) in _LIBRARIES.items() if _installed(module)}
-MISSING = [name for name in _LIBRARIES if name not in PEERS]
+PEERS, MISSING = installed(
+    {"pykeops": ("pykeops", _pykeops), "scikit-learn": ("sklearn", _sklearn), "faiss": ("faiss", _faiss)}
+)

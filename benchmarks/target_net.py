@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ from hyperfast.reference.target_net import activate, make_inputs
 
 from . import target_net_cnn
 from .case import Case
+from .peers import installed
 
 
 def _weights(theta: Tensor, mlp: MLP) -> list[tuple[Tensor, Tensor, Activation]]:
@@ -74,9 +77,26 @@ def vmap(mlp: MLP):
     return torch.func.vmap(one)
 
 
+def _hypnettorch(mlp: MLP):
+    """Its network, which takes the weights of one at a time."""
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        from hypnettorch.mnets.mlp import MLP as Network
+
+        hidden, last = (partial(activate, mlp.activations[layer]) for layer in (0, -1))
+        inputs, *widths, outputs = mlp.widths
+        network = Network(inputs, outputs, widths, hidden, no_weights=True, verbose=False)
+        layers = [(weight.unbind(), bias.unbind()) for weight, bias, _ in _weights(theta, mlp)]
+        each = [[t[b] for layer in layers for t in layer] for b in range(len(theta))]
+        return last(torch.stack([network(rows, weights=w) for rows, w in zip(x.unbind(), each, strict=True)]))
+
+    return run
+
+
 def _case(name: str, mlp: MLP, networks: int, rows: int) -> Case:
     weights = networks * mlp.num_weights
     values = networks * rows * (mlp.widths[0] + mlp.widths[-1])
+    peers, _ = installed({"hypnettorch": ("hypnettorch", _hypnettorch(mlp))})
     return Case(
         family="target_net",
         name=name,
@@ -84,7 +104,7 @@ def _case(name: str, mlp: MLP, networks: int, rows: int) -> Case:
         inputs=lambda device: make_inputs(mlp, networks, rows, device=device),
         ours=lambda x, theta: run_mlp(x, theta, mlp),
         reference=lambda x, theta: reference.batched_mlp(x, theta, None, mlp),
-        baselines={"eager": eager(mlp), "careful": careful(mlp), "loop": loop(mlp), "vmap": vmap(mlp)},
+        baselines={"eager": eager(mlp), "careful": careful(mlp), "loop": loop(mlp), "vmap": vmap(mlp), **peers},
         flops=networks * rows * mlp.flops_per_row,
         bytes=4 * (weights + values),
         gradient_of=(1,),

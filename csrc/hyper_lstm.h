@@ -112,7 +112,10 @@ struct HyperLstmKernels {
   int64_t (*weight_tasks)(const HyperLstmRun&);
   void (*weight_products)(const HyperLstmRun&, int64_t rows, int64_t begin, int64_t end);
   void (*input_gradients)(const HyperLstmRun&, int64_t row, int64_t begin, int64_t end);
-  // Sums of all chunks and slabs into the gradients [kHyperLstmWeights] of the weights' type.
+  // A chunk's sums of all slabs into those of the chunks so far.
+  int64_t (*slab_tasks)(const HyperLstmRun&);
+  void (*add_slabs)(const HyperLstmRun&, int64_t begin, int64_t end);
+  // The sums of all chunks into the gradients [kHyperLstmWeights] of the weights' type.
   void (*store_weights)(const HyperLstmRun&, void* const* gradients);
 };
 

@@ -1,5 +1,9 @@
 """nn_entropy among ranks against one process: two and three processes over gloo."""
 
+import os
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -47,6 +51,10 @@ def measured(rank: int, world: int) -> dict:
             value = hf.ops.nn_entropy(theta, dim=NOISE, p=p, group=where)
         (2 * value).backward()
         out[name] = value.detach(), theta.grad
+        if name != "mesh":
+            theta = own.double().requires_grad_()
+            with hf.backend(backend):
+                out[f"{name} twice"] = penalty_gradient(theta, p=p, group=where)
     # DistributedDataParallel averages over ranks what is to be a sum: hence the factor.
     model = nn.parallel.DistributedDataParallel(generator())
     theta = model(noise(world).split(BATCH)[rank])
@@ -58,6 +66,40 @@ def measured(rank: int, world: int) -> dict:
         refused(torch.zeros(2, 3, dtype=torch.float64 if rank else torch.float32), group),
     ]
     return out
+
+
+def penalty_gradient(theta: torch.Tensor, **options) -> torch.Tensor:
+    """Gradient of the squared norm of the entropy's squared gradient: through both arguments of the first backward."""
+    h = hf.ops.nn_entropy(theta, dim=NOISE, **options)
+    (gradient,) = torch.autograd.grad(h.square(), theta, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), theta)[0]
+
+
+def killed(rank: int, world: int, folder: str) -> None:
+    """The last rank dies between two calls; the others must hear of it."""
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=30)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=limit)
+    theta = make_inputs(4, FEATURES, seed=rank)
+    hf.ops.nn_entropy(theta, group=dist.group.WORLD)
+    if rank == world - 1:
+        os._exit(1)
+    try:
+        hf.ops.nn_entropy(theta, group=dist.group.WORLD)
+    except RuntimeError as lost:
+        Path(folder, f"{rank}.txt").write_text(str(lost))
+    os._exit(0)
+
+
+def test_20_a_killed_rank_is_an_error_not_a_hang(tmp_path):
+    context = mp.get_context("spawn")
+    ranks = [context.Process(target=killed, args=(rank, 3, str(tmp_path))) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    assert [process.exitcode for process in ranks] == [0, 0, 1]
+    assert all((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
 
 
 def refused(theta, group) -> str:
@@ -77,6 +119,9 @@ def test_20_ranks_equal_one_process(world, tmp_path):
         value = hf.ops.nn_entropy(theta, dim=NOISE, p=p)
         (2 * value).backward()
         gathered = torch.cat([rank[name][1] for rank in ranks])
+        if name != "mesh":
+            twice = penalty_gradient(theta.detach().double().requires_grad_(), p=p)
+            torch.testing.assert_close(torch.cat([rank[f"{name} twice"] for rank in ranks]), twice)
         assert all(torch.equal(rank[name][0], ranks[0][name][0]) for rank in ranks)
         if name == "reference":
             torch.testing.assert_close(ranks[0][name][0], value.detach())

@@ -171,6 +171,8 @@ extern const HyperLstmKernels hyper_lstm_kernels = {
     [](const Run& r) { return HF_BY_TYPE(r, weight_tasks, r); },
     [](const Run& r, int64_t n, int64_t begin, int64_t end) { HF_BY_TYPE(r, weight_products, r, n, begin, end); },
     [](const Run& r, int64_t row, int64_t begin, int64_t end) { HF_BY_TYPE(r, input_gradients, r, row, begin, end); },
+    [](const Run& r) { return HF_BY_TYPE(r, slab_tasks, r); },
+    [](const Run& r, int64_t begin, int64_t end) { HF_BY_TYPE(r, add_slabs, r, begin, end); },
     [](const Run& r, void* const* gradients) { HF_BY_TYPE(r, store_weights, r, gradients); },
 };
 

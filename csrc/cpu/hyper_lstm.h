@@ -75,7 +75,7 @@ struct Vectors {
   }
 };
 
-// The sums of a slab of batch rows: gradients of all that is not a product over all rows.
+// The sums of a slab of batch rows over a chunk of steps: gradients of all that is not a product over all rows.
 template <class T>
 struct Slab {
   T* begin;
@@ -150,7 +150,7 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
   r.sum_hyper_h = take(s.gates * s.kp * s.kp);
   r.sum_x = take(s.width * s.ip);
   r.slab = arena.at;
-  arena.at += r.slabs * slab_bytes(s);
+  arena.at += (r.slabs + 1) * slab_bytes(s);
   return arena.at - base;
 }
 

@@ -17,7 +17,37 @@ static void clear_sums(const HyperLstmRun& r) {
   clear(r.sum_h, s.width * s.hp);
   clear(r.sum_hyper_h, s.gates * s.kp * s.kp);
   clear(r.sum_x, s.width * s.ip);
-  __builtin_memset(r.slab, 0, r.slabs * slab_bytes(s));
+  __builtin_memset(r.slab, 0, (r.slabs + 1) * slab_bytes(s));
+}
+
+// The slab behind all others: the sums of the chunks so far.
+template <class T>
+static Slab<T> total_of(const HyperLstmRun& r, const Sizes<T>& s) {
+  return Slab<T>(static_cast<char*>(r.slab) + r.slabs * slab_bytes(s), s);
+}
+
+// Values of a task of add_slabs.
+constexpr int64_t kSlabPiece = 4096;
+
+template <class T>
+static int64_t slab_tasks(const HyperLstmRun& r) {
+  const int64_t values = slab_bytes(Sizes<T>(r.l)) / sizeof(T);
+  return (values + kSlabPiece - 1) / kSlabPiece;
+}
+
+// A chunk's sums join the total and start again: one chain over all steps would have a worse rounding error.
+template <class T>
+static void add_slabs(const HyperLstmRun& r, int64_t begin, int64_t end) {
+  const Sizes<T> s(r.l);
+  const int64_t values = slab_bytes(s) / sizeof(T), last = min64(end * kSlabPiece, values);
+  T* total = total_of(r, s).begin;
+  for (int64_t slab = 0; slab < r.slabs; ++slab) {
+    T* sums = static_cast<T*>(r.slab) + slab * values;
+    for (int64_t i = begin * kSlabPiece; i < last; i += kLanes<T>) {
+      store(total + i, load(total + i) + load(sums + i));
+      store(sums + i, splat(T(0)));
+    }
+  }
 }
 
 template <class T>
@@ -177,11 +207,7 @@ static void store_weights(const HyperLstmRun& r, void* const* gradients) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
   const DType type = r.l.weights;
-  const Slab<T> total(static_cast<char*>(r.slab), s);
-  for (int64_t slab = 1; slab < r.slabs; ++slab) {
-    const Slab<T> other(static_cast<char*>(r.slab) + slab * slab_bytes(s), s);
-    for (int64_t i = 0; i < total.end - total.begin; ++i) total.begin[i] += other.begin[i];
-  }
+  const Slab<T> total = total_of(r, s);
   // [gates * padded units][width] -> columns of a stored matrix.
   const auto matrix = [&](int which, const void* sums, int64_t units, int64_t width, int64_t in, int64_t row_stride,
                           int64_t column) {

@@ -214,9 +214,12 @@ Tensors hyper_lstm_backward(const Tensors& grads, const Tensors& tensors, const 
                  [&](int64_t begin, int64_t end) { kernel.backward_state(r, step, begin, end); });
     }
     const int64_t flops = 2 * chunk.rows * call.width() * (r.l.units + r.l.inputs);
-    if (want_weights)
+    if (want_weights) {
       call.share(kernel.weight_tasks(r), flops,
                  [&](int64_t begin, int64_t end) { kernel.weight_products(r, chunk.rows, begin, end); });
+      call.share(kernel.slab_tasks(r), r.slabs * call.row_flops(),
+                 [&](int64_t begin, int64_t end) { kernel.add_slabs(r, begin, end); });
+    }
     if (want_x)
       call.share(chunk.rows, flops,
                  [&](int64_t begin, int64_t end) { kernel.input_gradients(r, chunk.row, begin, end); });

@@ -70,7 +70,7 @@ def nn_entropy(theta: Tensor, dim: float | None = None, p: int = 2, eps: float =
             rows, any number of them, and neighbours are sought among all ranks'. Every rank gets the same value, that
             of all rows, and its gradient with respect to its own rows. Averaging gradients over ranks, as
             DistributedDataParallel does, divides that by the number of ranks: multiply the value by it there. Called
-            by every rank of the group. No double backward.
+            by every rank of the group. Double backward is of the sum of the ranks' losses, and called by every rank.
 
     Returns:
         h, a scalar, float32 or float64.

@@ -70,23 +70,46 @@ class GroupDistances(torch.autograd.Function):
     def forward(ctx: Any, theta, p, group, counts, chosen):
         rank = dist.get_rank(group)
         start = sum(counts[:rank])
+        stop = start + counts[rank]
         every = _gather(theta, counts, group)
-        ctx.spec = start, start + counts[rank], p, chosen
         if chosen == "reference":
-            own = reference.nearest_neighbor(every, p, start, ctx.spec[1])
+            own = reference.nearest_neighbor(every, p, start, stop)
         else:
-            op = getattr(torch.ops.hyperfast, f"nearest_neighbor_{chosen}")
-            own = op(every, start, ctx.spec[1], p)
+            own = getattr(torch.ops.hyperfast, f"nearest_neighbor_{chosen}")(every, start, stop, p)
         distance, index = (_gather(t, counts, group) for t in own)
-        ctx.save_for_backward(every, distance, index)
+        ctx.spec = start, stop, p, group, counts, chosen
+        ctx.save_for_backward(theta, every, distance, index)
         return distance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        start, stop, p, chosen = ctx.spec
-        every, distance, index = ctx.saved_tensors
+        return GroupDistancesBackward.apply(grad, *ctx.saved_tensors, *ctx.spec), *(None,) * 4
+
+
+class GroupDistancesBackward(torch.autograd.Function):
+    """apply(grad [N], own rows, all rows, distance, index, start, stop, ...) -> gradient of the own rows.
+
+    Its own backward gathers what every rank asks of its rows' gradient: all ranks must take part in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad, theta, every, distance, index, start, stop, p, group, counts, chosen):
+        ctx.spec = start, stop, p, group, counts
+        ctx.save_for_backward(grad, every, distance, index)
         op: Any = reference.nearest_neighbor_backward
         if chosen != "reference":
             op = getattr(torch.ops.hyperfast, f"nearest_neighbor_backward_{chosen}")
-        return op(grad, every, distance, index, start, stop, p), *(None,) * 4
+        return op(grad, every, distance, index, start, stop, p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gg: Tensor):
+        start, stop, p, group, counts = ctx.spec
+        grad, every, distance, index = ctx.saved_tensors
+
+        def gradient(grad: Tensor, every: Tensor) -> Tensor:
+            return reference.nearest_neighbor_backward(grad, every, distance, index, 0, len(every), p)
+
+        _, pullback = torch.func.vjp(gradient, grad, every)[:2]
+        of_grad, of_rows = pullback(_gather(gg, counts, group))
+        return of_grad, of_rows[start:stop], *(None,) * 9
