@@ -13,6 +13,7 @@ from hyperfast.ops.hyper_lstm import hyper_lstm
 from hyperfast.reference import hyper_lstm as reference
 from hyperfast.reference.hyper_lstm import LAYER_NORM_EPSILON, Cell, HyperState, LSTMState, Options, Scaling
 
+from . import hyper_lstm_rnn
 from .case import Case, Implementation
 
 OPTIONS = Options(forget_bias=1.0)
@@ -28,6 +29,7 @@ def cases() -> list[Case]:
         # Not 128 sequences: eager's gradient in float64, which the gate takes, would need more than 15 GB.
         _case("enwik8 B=16", 16, 250, 205, 1800, 256, 64, long=True),
         _case("enwik8 H=2048, B=16", 16, 250, 205, 2048, 512, 64, long=True),
+        *hyper_lstm_rnn.cases(),
     ]
 
 

@@ -18,8 +18,11 @@ from hyperfast.kernels.target_net_dropout import dropout
 
 from hyperfast.models import targets
 from hyperfast.nn import TargetNet
+from hyperfast.ops.hyper_lstm import encode
 from hyperfast.plan import CNN, MLP, Activation, Conv
 from hyperfast.reference import hyper_lstm as hyper_lstm_reference
+from hyperfast.reference import hyper_lstm_rnn as hyper_rnn_reference
+from hyperfast.reference.hyper_lstm import Options
 
 Launch = tuple[str, Callable[[], object]]
 
@@ -140,7 +143,10 @@ def nn_entropy(short: bool) -> Iterator[Launch]:
 
 
 def hyper_lstm(short: bool) -> Iterator[Launch]:
-    """The paper's sizes, with dropout and both outputs that embeddings may read; an LSTM; few units, no layer norm."""
+    """The paper's sizes, with dropout and both outputs that embeddings may read; an LSTM; few units, no layer norm.
+
+    HyperRNN at the same sizes.
+    """
     # H, K, Z, layer norm, embeddings from the previous output, probability of dropping.
     shapes = {"ptb": (1000, 128, 4, True, False, 0.1)}
     if not short:
@@ -160,8 +166,28 @@ def hyper_lstm(short: bool) -> Iterator[Launch]:
             ]
             states = [*state.main, *(t[:, :k] for t in state.hyper)]
             tensors = [*(t.to(x_type) for t in (x, *states)), *(t.to(weight_type) for t in weights)]
-            spec = [2, 2], torch.zeros(1, dtype=torch.int64), (int(previous), 0), (1.0, p, p)
+            spec = [2, 2], torch.zeros(1, dtype=torch.int64), (int(previous), 0, 0), (1.0, p, p)
             outputs = [torch.zeros(4, n, dtype=x_type) for n in (h, h, k, k)] + [torch.zeros(4, 4 * (h + k))]
+            yield f"{shape} {kind}", partial(hyper_lstm_forward, tensors, *spec, True)
+            backward = (outputs[:4], tensors, outputs, *spec, True, True)
+            yield f"{shape} {kind} backward", partial(hyper_lstm_backward, *backward)
+    yield from _hyper_rnn(short)
+
+
+def _hyper_rnn(short: bool) -> Iterator[Launch]:
+    # H, K, Z, kind of the cells.
+    shapes = {"rnn ptb": (1000, 128, 4, "tanh")}
+    if not short:
+        shapes |= {"rnn enwik8": (1800, 256, 64, "tanh"), "rnn H=20": (20, 12, 3, "relu")}
+    for shape, (h, k, z, cell) in shapes.items():
+        for kind, x_type, weight_type, _ in MAIN_KINDS + (MORE_KINDS[1:] if shape == "rnn ptb" and not short else []):
+            x, state, hyper_state, *parts = hyper_rnn_reference.make_inputs(2, 2, 5, h, k, z)
+            none, c = torch.zeros(0), torch.zeros(2, 0)
+            w, hyper, scaling = ([t.to(weight_type) for t in part] for part in parts)
+            states = [t.to(x_type) for t in (x, state, c, hyper_state, c)]
+            tensors = [*states, *w, none, none, *hyper, none, none, *scaling]
+            spec = [2, 2], torch.zeros(0, dtype=torch.int64), *encode(Options(cell=cell))
+            outputs = [torch.zeros(4, n, dtype=x_type) for n in (h, 0, k, 0)] + [torch.zeros(4, h + k)]
             yield f"{shape} {kind}", partial(hyper_lstm_forward, tensors, *spec, True)
             backward = (outputs[:4], tensors, outputs, *spec, True, True)
             yield f"{shape} {kind} backward", partial(hyper_lstm_backward, *backward)

@@ -1,11 +1,12 @@
-// The contract of the native HyperLSTM: one layer over all its time steps, forward and backward.
+// The contract of the native HyperLSTM and HyperRNN: one layer over all its time steps, forward and backward.
 //
 // Rows are those of all steps, one step after the other; step t has at most as many rows as step t - 1, the same
-// sequences in the same order. The equations are those of hyperfast/reference/hyper_lstm.py, gates i, f, g, o.
+// sequences in the same order. The equations are those of hyperfast/reference/hyper_lstm.py, gates i, f, g, o; an
+// RNN's, of one gate and without c, those of hyper_lstm_rnn.py.
 //
 // Inside, each gate's units are padded to whole panels of 64 bytes (Hp, Kp), pads zero; a row of products is
-// [4 gates of the main cell, Hp each][4 gates of the hyper cell, Kp each]. What a forward saves for a row is such a
-// row: W_h h for the main cell, and the hyper cell's pre-activation without its bias.
+// [gates of the main cell, Hp each][gates of the hyper cell, Kp each]. What a forward saves for a row is such a row:
+// W_h h for the main cell, and the hyper cell's pre-activation without its bias.
 //
 // The driver (csrc/ops/hyper_lstm.cpp) owns all memory and shares each phase out over the threads:
 //     pack -> for each chunk of steps: inputs -> for each step: recurrent, rows
@@ -39,7 +40,12 @@ enum HyperLstmWeight : int {
   kHyperLstmWeights
 };
 
+// What both cells of a layer make of their pre-activations; in the order of hyperfast/ops/hyper_lstm.py, CELLS.
+enum class HyperLstmCell : int { lstm, tanh, relu };
+
 struct HyperLstmLayer {
+  HyperLstmCell cell;
+  int64_t gates;                                  // 4 in an LSTM, 1 in an RNN
   DType data;                                     // of x, states, outputs
   DType weights;                                  // of all weights
   DType compute;                                  // f32, or f64 where data is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -170,12 +171,12 @@ def _smoke_hyper_lstm(device: str) -> torch.Tensor:
     return hyper_lstm(*make_inputs(3, 2, 4, 6, 5, 2, device=device)).h
 
 
-def _smoke_hyper_rnn(device: str) -> torch.Tensor:
+def _smoke_hyper_rnn(device: str, scaling: str = "rows") -> torch.Tensor:
     from .nn import HyperRNN
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        m = HyperRNN(3, 5).to(device)
+        m = HyperRNN(3, 5, scaling=scaling).to(device)
     return m(torch.ones(4, 2, 3, device=device))[0].detach()
 
 
@@ -189,6 +190,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "fix_gauge": _smoke_gauge,
     "hyper_lstm": _smoke_hyper_lstm,
     "hyper_rnn": _smoke_hyper_rnn,
+    "hyper_rnn_matrix": partial(_smoke_hyper_rnn, scaling="matrix"),
     "nearest_neighbor": _smoke_neighbors,
 }
 

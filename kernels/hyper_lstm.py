@@ -1,4 +1,4 @@
-"""HyperLSTM, forward: one product of matrices for all inputs, then for each step a product and one fused row kernel.
+"""HyperLSTM and HyperRNN, forward: one product of all inputs, then for each step a product and one fused row kernel.
 
 A step of n rows, counted by hand for H units, K of the hyper cell, Z elements of an embedding, float32:
 
@@ -7,7 +7,8 @@ A step of n rows, counted by hand for H units, K of the hyper cell, Z elements o
               once from memory and for every further row from L2, writes 16 n (H+K) of states
 
 H = 1000, K = 128, Z = 4, n = 128: 1.3 GFLOP, 20 MB of weights, 9 MB of everything else. Large Z (64 with H = 1800: 6.3
-MB of maps for each row) is bound by L2, where products over all rows would serve better. Speed not measured.
+MB of maps for each row) is bound by L2, where products over all rows would serve better. An RNN has a quarter of all
+this, and 8 n (H+K) bytes of states. Speed not measured.
 
 The loop never waits for the device: batch_sizes live on the CPU, the seed is read by the kernel. A caller can capture
 it in a graph.
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import is_amd, power_of_two
-from .hyper_lstm_cell import keep_factors, layer_norm, next_state, pre_activation
+from .hyper_lstm_cell import LSTM, keep_factors, layer_norm, next_state, nonlinearity, pre_activation
 
 # Values of a tile of the embeddings' weights [rows, K]; on AMD 2048 spill 16 bytes with 16-bit weights (Triton 3.6).
 # Speed not measured.
@@ -40,67 +41,78 @@ def hyper_lstm_kernel(
     begin, t, layer, embeddings, forget_bias, last, scale, hyper_last, hyper_scale,
     H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
-    HYPER_DROP: tl.constexpr,
+    HYPER_DROP: tl.constexpr, GATES: tl.constexpr, CELL: tl.constexpr,
 ):  # fmt: skip
     """One row of a step, after its products.
 
-    rec, inputs [n,4H+4K] float32: products with [h, hyper_h] and with x. state [B,H+K]: [h, hyper_h], and c_carry
-    [B,H], hyper_c_carry [B,K], float32: from the step before to this one. z [B,12Z]: scratch. vectors to maps: Layer.
-    The outputs' rows start at `begin`.
+    rec, inputs [n,G(H+K)] float32, G = GATES: products with [h, hyper_h] and with x. state [B,H+K]: [h, hyper_h], and
+    in an LSTM c_carry [B,H], hyper_c_carry [B,K], float32: from the step before to this one. z [B,3GZ]: scratch.
+    vectors to maps: Layer. The outputs' rows start at `begin`.
     """
-    ln_weight, ln_bias, hyper_bias = vectors + 4 * H, vectors + 9 * H, vectors + 14 * H
-    hyper_ln_weight, hyper_ln_bias = hyper_bias + 4 * K, hyper_bias + 9 * K
+    ln_weight, ln_bias, hyper_bias = vectors + GATES * H, vectors + (GATES + 5) * H, vectors + (GATES + 10) * H
+    hyper_ln_weight, hyper_ln_bias = hyper_bias + GATES * K, hyper_bias + (GATES + 5) * K
     b = tl.program_id(0).to(tl.int64)
     out = begin.to(tl.int64) + b
-    rec += b * (4 * H + 4 * K)
-    inputs += b * (4 * H + 4 * K)
+    rec += b * GATES * (H + K)
+    inputs += b * GATES * (H + K)
     state += b * (H + K)
-    z += b * 12 * Z
+    z += b * 3 * GATES * Z
     if K > 0:
         k = tl.arange(0, BLOCK_K)
         within = k < K
         before = tl.load(state + H + k, within, 0.0).to(tl.float32)
-        c = tl.load(hyper_c_carry + b * K + k, within, 0.0)
-        i = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 0, K, 0)
-        f = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 1, K, 0)
-        g = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 2, K, 0)
-        o = pre_activation(rec + 4 * H, inputs + 4 * H, hyper_bias, z, maps, embeddings, k, within, 3, K, 0)
-        i = layer_norm(i, hyper_ln_weight, hyper_ln_bias, k, within, 0, K, HYPER_NORM)
-        f = layer_norm(f, hyper_ln_weight, hyper_ln_bias, k, within, 1, K, HYPER_NORM)
-        g = layer_norm(g, hyper_ln_weight, hyper_ln_bias, k, within, 2, K, HYPER_NORM)
-        o = layer_norm(o, hyper_ln_weight, hyper_ln_bias, k, within, 3, K, HYPER_NORM)
-        keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
-        h, c = next_state(i, f, g, o, c, keep, hyper_ln_weight, hyper_ln_bias, forget_bias, k, within, K, HYPER_NORM)
+        own_rec, own_inputs = rec + GATES * H, inputs + GATES * H
+        if CELL == LSTM:
+            c = tl.load(hyper_c_carry + b * K + k, within, 0.0)
+            i = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, embeddings, k, within, 0, 4, K, 0)
+            f = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, embeddings, k, within, 1, 4, K, 0)
+            g = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, embeddings, k, within, 2, 4, K, 0)
+            o = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, embeddings, k, within, 3, 4, K, 0)
+            i = layer_norm(i, hyper_ln_weight, hyper_ln_bias, k, within, 0, K, HYPER_NORM)
+            f = layer_norm(f, hyper_ln_weight, hyper_ln_bias, k, within, 1, K, HYPER_NORM)
+            g = layer_norm(g, hyper_ln_weight, hyper_ln_bias, k, within, 2, K, HYPER_NORM)
+            o = layer_norm(o, hyper_ln_weight, hyper_ln_bias, k, within, 3, K, HYPER_NORM)
+            keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
+            h, c = next_state(
+                i, f, g, o, c, keep, hyper_ln_weight, hyper_ln_bias, forget_bias, k, within, K, HYPER_NORM
+            )
+        else:
+            pre = pre_activation(own_rec, own_inputs, hyper_bias, z, maps, embeddings, k, within, 0, 1, K, 0)
+            h = nonlinearity(pre, CELL)
         source = before if PREVIOUS else h
-        for first in range(0, 12 * Z, CHUNK):
+        for first in range(0, 3 * GATES * Z, CHUNK):
             j = first + tl.arange(0, CHUNK)
-            own = (j[:, None] < 12 * Z) & within[None, :]
+            own = (j[:, None] < 3 * GATES * Z) & within[None, :]
             weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
-            value = tl.sum(weight * source[None, :], 1) + tl.load(z_bias + j, j < 12 * Z, 0.0)
-            tl.store(z + j, value, j < 12 * Z)
+            value = tl.sum(weight * source[None, :], 1) + tl.load(z_bias + j, j < 3 * GATES * Z, 0.0)
+            tl.store(z + j, value, j < 3 * GATES * Z)
         tl.debug_barrier()  # z is read, and states are overwritten, by other threads
         tl.store(state + H + k, h.to(state.dtype.element_ty), within)
-        tl.store(hyper_c_carry + b * K + k, c, within)
         tl.store(hyper_h_out + out * K + k, h.to(hyper_h_out.dtype.element_ty), within)
-        tl.store(hyper_c_out + out * K + k, c.to(hyper_c_out.dtype.element_ty), within)
+        if CELL == LSTM:
+            tl.store(hyper_c_carry + b * K + k, c, within)
+            tl.store(hyper_c_out + out * K + k, c.to(hyper_c_out.dtype.element_ty), within)
     u = tl.arange(0, BLOCK_H)
     inside = u < H
-    c = tl.load(c_carry + b * H + u, inside, 0.0)
-    i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, H, Z)
-    i = layer_norm(i, ln_weight, ln_bias, u, inside, 0, H, NORM)
-    f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, H, Z)
-    f = layer_norm(f, ln_weight, ln_bias, u, inside, 1, H, NORM)
-    g = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, H, Z)
-    g = layer_norm(g, ln_weight, ln_bias, u, inside, 2, H, NORM)
-    o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, H, Z)
-    o = layer_norm(o, ln_weight, ln_bias, u, inside, 3, H, NORM)
-    keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
-    h, c = next_state(i, f, g, o, c, keep, ln_weight, ln_bias, forget_bias, u, inside, H, NORM)
-    tl.debug_barrier()  # c_carry has been read by every thread
+    if CELL == LSTM:
+        c = tl.load(c_carry + b * H + u, inside, 0.0)
+        i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, 4, H, Z)
+        i = layer_norm(i, ln_weight, ln_bias, u, inside, 0, H, NORM)
+        f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, 4, H, Z)
+        f = layer_norm(f, ln_weight, ln_bias, u, inside, 1, H, NORM)
+        g = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, 4, H, Z)
+        g = layer_norm(g, ln_weight, ln_bias, u, inside, 2, H, NORM)
+        o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, 4, H, Z)
+        o = layer_norm(o, ln_weight, ln_bias, u, inside, 3, H, NORM)
+        keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
+        h, c = next_state(i, f, g, o, c, keep, ln_weight, ln_bias, forget_bias, u, inside, H, NORM)
+        tl.debug_barrier()  # c_carry has been read by every thread
+        tl.store(c_carry + b * H + u, c, inside)
+        tl.store(c_out + out * H + u, c.to(c_out.dtype.element_ty), inside)
+    else:
+        h = nonlinearity(pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, 1, H, Z), CELL)
     tl.store(state + u, h.to(state.dtype.element_ty), inside)
-    tl.store(c_carry + b * H + u, c, inside)
     tl.store(h_out + out * H + u, h.to(h_out.dtype.element_ty), inside)
-    tl.store(c_out + out * H + u, c.to(c_out.dtype.element_ty), inside)
 
 
 # ---- a layer as the kernels take it -----------------------------------------------------------------
@@ -111,17 +123,17 @@ class Layer(NamedTuple):
 
     operand: torch.dtype
     recurrent: Tensor
-    """[4H+4K,H+K]: [[W_h, 0], [the hyper cell's for h, and for hyper_h]]."""
+    """[GH+GK,H+K] of G gates: [[W_h, 0], [the hyper cell's for h, and for hyper_h]]."""
     inputs: Tensor
-    """[4H+4K,I]"""
+    """[GH+GK,I]"""
     vectors: Tensor
-    """[14H+14K] float32: bias [4H], layer norm's weights and shifts [5H]; those of the hyper cell. One tensor, because
-    a kernel of many addresses runs out of scalar registers on AMD."""
+    """[(G+10)(H+K)] float32: bias [GH], layer norm's weights and shifts [5H]; those of the hyper cell. One tensor,
+    because a kernel of many addresses runs out of scalar registers on AMD."""
     z_weight: Tensor
-    """[12Z,K], of h, x, b; z_bias [12Z], zero for b."""
+    """[3GZ,K], of h, x, b; z_bias [3GZ], zero for b."""
     z_bias: Tensor
     maps: Tensor
-    """[12,Z,H], of h, x, b."""
+    """[3G,Z,H], of h, x, b."""
 
 
 class Sizes(NamedTuple):
@@ -138,21 +150,23 @@ class Sizes(NamedTuple):
     PREVIOUS: bool
     DROP: bool
     HYPER_DROP: bool
+    GATES: int
+    CELL: int
 
 
 def stacked(tensors: Sequence[Tensor]) -> Layer:
     """The layer of the 23 tensors, of which absent ones are empty."""
     x, h, weight_ih, weight_hh = tensors[0], tensors[1], tensors[5], tensors[6]
     operand = weight_ih.dtype if weight_ih.dtype == x.dtype and _has_mixed_product(x) else torch.float32
-    units, k = h.shape[1], tensors[3].shape[1]
+    units, k, gate_rows = h.shape[1], tensors[3].shape[1], weight_hh.shape[0]
     ih, hh = weight_ih.to(operand), weight_hh.to(operand)
     z_weight = z_bias = maps = ih.new_empty(0)
     if k:
         hyper_ih, hyper_hh = tensors[10].to(operand), tensors[11].to(operand)
-        recurrent = ih.new_zeros((4 * (units + k), units + k))
-        recurrent[: 4 * units, :units] = hh
-        recurrent[4 * units :, :units] = hyper_ih[:, :units]
-        recurrent[4 * units :, units:] = hyper_hh
+        recurrent = ih.new_zeros((gate_rows + hyper_hh.shape[0], units + k))
+        recurrent[:gate_rows, :units] = hh
+        recurrent[gate_rows:, :units] = hyper_ih[:, :units]
+        recurrent[gate_rows:, units:] = hyper_hh
         ih = torch.cat([ih, hyper_ih[:, units:]])
         z_weight = torch.cat(list(tensors[15:18])).flatten(0, 1)
         z_bias = torch.cat([tensors[18], tensors[19], torch.zeros_like(tensors[19])]).flatten().float()
@@ -169,11 +183,12 @@ def stacked(tensors: Sequence[Tensor]) -> Layer:
 def sizes_of(tensors: Sequence[Tensor], seed: Tensor, ints: Sequence[int], floats: Sequence[float]) -> Sizes:
     """Sizes and switches of a call."""
     h, k = tensors[1].shape[1], tensors[3].shape[1]
-    block_k, z = power_of_two(k), tensors[15].shape[1] if k else 0
+    block_k, z, gates = power_of_two(k), tensors[15].shape[1] if k else 0, 4 if ints[2] == LSTM.value else 1
     drops = [seed.numel() > 0 and round(p * _WORDS) > 0 for p in floats[1:3]]
-    chunk = max(1, min(power_of_two(12 * z), (AMD_TILE if is_amd() else TILE) // block_k))
+    chunk = max(1, min(power_of_two(3 * gates * z), (AMD_TILE if is_amd() else TILE) // block_k))
     norms = tensors[8].numel() > 0, tensors[13].numel() > 0
-    return Sizes(h, k, z, power_of_two(h), block_k, chunk, *norms, bool(ints[0]), drops[0], drops[1] and k > 0)
+    drops[1] = drops[1] and k > 0
+    return Sizes(h, k, z, power_of_two(h), block_k, chunk, *norms, bool(ints[0]), *drops, gates, ints[2])
 
 
 def dropout_numbers(floats: Sequence[float]) -> tuple[float, ...]:
@@ -211,14 +226,14 @@ def hyper_lstm(
     floats: Sequence[float],
     save: bool,
 ) -> tuple[Tensor, ...]:
-    """h, c [R,H], hyper_h, hyper_c [R,K] in x's dtype, and with `save` the products with states, [R,4H+4K] float32.
+    """h, c [R,H], hyper_h, hyper_c [R,K] in x's dtype, and with `save` the products with states, [R,GH+GK] float32.
 
     steps: rows of each. The other arguments are the raw op's (hyperfast/ops/hyper_lstm.py).
     """
     tensors = [t.contiguous() for t in tensors]
     x, *states = tensors[:5]
     layer, sizes = stacked(tensors), sizes_of(tensors, seed, ints, floats)
-    rows, batch, width = x.shape[0], states[0].shape[0], 4 * (sizes.H + sizes.K)
+    rows, batch, width = x.shape[0], states[0].shape[0], sizes.GATES * (sizes.H + sizes.K)
     outputs = [torch.empty((rows, t.shape[1]), dtype=x.dtype, device=x.device) for t in states]
     saved = torch.empty((rows, width) if save else (0, 0), dtype=torch.float32, device=x.device)
     if not rows:
@@ -226,7 +241,7 @@ def hyper_lstm(
     inputs = product(x.to(layer.operand), layer.inputs.mT)
     state = torch.cat([states[0], states[2]], 1).to(layer.operand)
     carries = [t.to(torch.float32, copy=True) for t in (states[1], states[3])]
-    scratch = torch.empty((batch, 12 * sizes.Z), dtype=torch.float32, device=x.device)
+    scratch = torch.empty((batch, 3 * sizes.GATES * sizes.Z), dtype=torch.float32, device=x.device)
     products = torch.empty((0 if save else batch, width), dtype=torch.float32, device=x.device)
     dropped, chosen = dropout_numbers(floats), sizes._asdict() | {"num_warps": warps(sizes)}
     begin = 0

@@ -1,4 +1,4 @@
-"""HyperLSTM, backward: from the last step to the first a fused row kernel and one product, weights' gradients after it.
+"""HyperLSTM and HyperRNN, backward: for each step, from the last, a fused row kernel and a product; then the weights.
 
 A step of n rows, counted by hand as in hyper_lstm.py, float32:
 
@@ -8,7 +8,8 @@ A step of n rows, counted by hand as in hyper_lstm.py, float32:
     product   2 n (4H+4K) (H+K) FLOPs; reads 4 (4H+4K) (H+K) bytes of weights and 16 n (H+K)
 
 After the loop, over all rows at once: products with x, with embeddings and embeddings' weights, and the gradients of
-all weights, twice the FLOPs of forward's products. Speed not measured. As in forward, nothing waits for the device.
+all weights, twice the FLOPs of forward's products. An RNN has a quarter of all this, and no sums for layer norm. Speed
+not measured. As in forward, nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .common import _sigmoid, _tanh
 from .hyper_lstm import dropout_numbers, product, sizes_of, stacked, warps
-from .hyper_lstm_cell import keep_factors, normalised, pre_activation
+from .hyper_lstm_cell import LSTM, RELU_RNN, keep_factors, nonlinearity, normalised, pre_activation
 
 # Values of a tile of maps [rows, H].
 TILE = 2048
@@ -75,9 +76,20 @@ def _cell_backward(
 
 
 @triton.jit
+def _nonlinearity_backward(gh, pre, CELL: tl.constexpr):
+    """Gradient of an RNN's pre-activation from that of its h."""
+    if CELL == RELU_RNN:
+        g = tl.where(pre <= 0, 0.0, gh)
+    else:
+        h = nonlinearity(pre, CELL)
+        g = gh * (1.0 - h * h)
+    return g
+
+
+@triton.jit
 def _scales_backward(
-    gpre, rec, inputs, z, maps, g, gz, u, inside, G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr,
-    ROWS: tl.constexpr,
+    gpre, rec, inputs, z, maps, g, gz, u, inside, G: tl.constexpr, GATES: tl.constexpr, H: tl.constexpr,
+    K: tl.constexpr, Z: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Gate G of pre_activation: from gpre [H] those of the products, of what is added, and of z. ROWS of maps at once."""
     at = G * H + u
@@ -95,14 +107,14 @@ def _scales_backward(
             value = tl.load(place, own, 0.0).to(tl.float32)
             d_h += tl.sum(value * tl.load(z + G * Z + j, j < Z, 0.0)[:, None], 0)
             tl.store(gz + G * Z + j, tl.sum(value * gh[None, :], 1), j < Z)
-            value = tl.load(place + 4 * Z * H, own, 0.0).to(tl.float32)
-            d_x += tl.sum(value * tl.load(z + (4 + G) * Z + j, j < Z, 0.0)[:, None], 0)
-            tl.store(gz + (4 + G) * Z + j, tl.sum(value * gx[None, :], 1), j < Z)
-            value = tl.load(place + 8 * Z * H, own, 0.0).to(tl.float32)
-            tl.store(gz + (8 + G) * Z + j, tl.sum(value * gpre[None, :], 1), j < Z)
+            value = tl.load(place + GATES * Z * H, own, 0.0).to(tl.float32)
+            d_x += tl.sum(value * tl.load(z + (GATES + G) * Z + j, j < Z, 0.0)[:, None], 0)
+            tl.store(gz + (GATES + G) * Z + j, tl.sum(value * gx[None, :], 1), j < Z)
+            value = tl.load(place + 2 * GATES * Z * H, own, 0.0).to(tl.float32)
+            tl.store(gz + (2 * GATES + G) * Z + j, tl.sum(value * gpre[None, :], 1), j < Z)
         tl.store(g + at, (gpre * d_h).to(g.dtype.element_ty), inside)
-        tl.store(g + 4 * H + 4 * K + at, (gpre * d_x).to(g.dtype.element_ty), inside)
-        tl.store(g + 8 * H + 4 * K + at, gpre.to(g.dtype.element_ty), inside)
+        tl.store(g + GATES * (H + K) + at, (gpre * d_x).to(g.dtype.element_ty), inside)
+        tl.store(g + GATES * (2 * H + K) + at, gpre.to(g.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -118,84 +130,95 @@ def hyper_lstm_backward_kernel(
     begin, before, t, layer, embeddings, forget_bias, last, scale, hyper_last, hyper_scale,
     H: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr, NORM: tl.constexpr, HYPER_NORM: tl.constexpr, PREVIOUS: tl.constexpr, DROP: tl.constexpr,
-    HYPER_DROP: tl.constexpr, HAS: tl.constexpr, ROWS: tl.constexpr,
+    HYPER_DROP: tl.constexpr, GATES: tl.constexpr, CELL: tl.constexpr, HAS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One row of a step, from the gradients of its states to those of its products.
 
     gh, gc [R,H], g_hyper_h, g_hyper_c [R,K]: of the outputs, those that HAS. Of the states between steps, float32 and
-    zero for sequences that end here: h_carry [B,H+K] of [h, hyper_h] by the products; carry [B,H+2K] of c, of hyper_c,
-    and of hyper_h by the embeddings (PREVIOUS). rec, inputs [n,4H+4K], z [n,12Z] as in forward. c_before,
-    hyper_c_before: cells of the step before, from row `before`. Written: g [R,4H+4K], of products with states, and
-    with Z > 0 in the same row of products with x, and of what is added to them, each [4H] (else they are equal); gz
-    [R,12Z]; partial [B,10H+10K]: added to, of layer norm's weights and shifts (a row owns its sum: no atomics, and a
+    zero for sequences that end here: h_carry [B,H+K] of [h, hyper_h] by the products; carry [B,H+2K] of an LSTM's c and
+    hyper_c, and of hyper_h by the embeddings (PREVIOUS). rec, inputs [n,G(H+K)], z [n,3GZ] as in forward. c_before,
+    hyper_c_before: cells of the step before, from row `before`. Written: g [R,G(H+K)], of products with states, and
+    with Z > 0 in the same row of products with x, and of what is added to them, each [GH] (else they are equal); gz
+    [R,3GZ]; partial [B,10H+10K]: added to, of layer norm's weights and shifts (a row owns its sum: no atomics, and a
     loop over rows would keep addresses in registers).
     """
-    ln_weight, ln_bias, hyper_bias = vectors + 4 * H, vectors + 9 * H, vectors + 14 * H
-    hyper_ln_weight, hyper_ln_bias = hyper_bias + 4 * K, hyper_bias + 9 * K
+    ln_weight, ln_bias, hyper_bias = vectors + GATES * H, vectors + (GATES + 5) * H, vectors + (GATES + 10) * H
+    hyper_ln_weight, hyper_ln_bias = hyper_bias + GATES * K, hyper_bias + (GATES + 5) * K
     b = tl.program_id(0).to(tl.int64)
     r = begin.to(tl.int64) + b
     partial += b * 10 * (H + K)
     h_carry += b * (H + K)
     carry += b * (H + 2 * K)
-    rec += b * (4 * H + 4 * K)
-    inputs += b * (4 * H + 4 * K)
-    z += b * 12 * Z
-    gz += r * 12 * Z
-    g += r * (4 * H + 4 * K + (8 * H if Z > 0 else 0))
+    rec += b * GATES * (H + K)
+    inputs += b * GATES * (H + K)
+    z += b * 3 * GATES * Z
+    gz += r * 3 * GATES * Z
+    g += r * GATES * (H + K + (2 * H if Z > 0 else 0))
     u = tl.arange(0, BLOCK_H)
     inside = u < H
-    i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, H, Z)
-    f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, H, Z)
-    new = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, H, Z)
-    o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, H, Z)
-    keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
-    c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
-    g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + u, inside, 0.0)
-    g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(carry + u, inside, 0.0)
-    gi, gf, gg, go, g_c = _cell_backward(
-        i, f, new, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
-    )
-    _scales_backward(gi, rec, inputs, z, maps, g, gz, u, inside, 0, H, K, Z, ROWS)
-    _scales_backward(gf, rec, inputs, z, maps, g, gz, u, inside, 1, H, K, Z, ROWS)
-    _scales_backward(gg, rec, inputs, z, maps, g, gz, u, inside, 2, H, K, Z, ROWS)
-    _scales_backward(go, rec, inputs, z, maps, g, gz, u, inside, 3, H, K, Z, ROWS)
-    tl.debug_barrier()  # gz is read, and carry is overwritten, by other threads
-    tl.store(carry + u, g_c, inside)
+    if CELL == LSTM:
+        i = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, 4, H, Z)
+        f = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 1, 4, H, Z)
+        new = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 2, 4, H, Z)
+        o = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 3, 4, H, Z)
+        keep = keep_factors(seed, b, t, layer, last, scale, BLOCK_H, DROP)
+        c = tl.load(c_before + (before.to(tl.int64) + b) * H + u, inside, 0.0).to(tl.float32)
+        g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + u, inside, 0.0)
+        g_c = _given(gc, r * H, u, inside, HAS[1]) + tl.load(carry + u, inside, 0.0)
+        gi, gf, gg, go, g_c = _cell_backward(
+            i, f, new, o, c, g_h, g_c, keep, ln_weight, ln_bias, partial, forget_bias, u, inside, H, NORM
+        )
+        _scales_backward(gi, rec, inputs, z, maps, g, gz, u, inside, 0, 4, H, K, Z, ROWS)
+        _scales_backward(gf, rec, inputs, z, maps, g, gz, u, inside, 1, 4, H, K, Z, ROWS)
+        _scales_backward(gg, rec, inputs, z, maps, g, gz, u, inside, 2, 4, H, K, Z, ROWS)
+        _scales_backward(go, rec, inputs, z, maps, g, gz, u, inside, 3, 4, H, K, Z, ROWS)
+        tl.debug_barrier()  # gz is read, and carry is overwritten, by other threads
+        tl.store(carry + u, g_c, inside)
+    else:
+        pre = pre_activation(rec, inputs, vectors, z, maps, embeddings, u, inside, 0, 1, H, Z)
+        g_h = _given(gh, r * H, u, inside, HAS[0]) + tl.load(h_carry + u, inside, 0.0)
+        g_pre = _nonlinearity_backward(g_h, pre, CELL)
+        _scales_backward(g_pre, rec, inputs, z, maps, g, gz, u, inside, 0, 1, H, K, Z, ROWS)
+        tl.debug_barrier()  # gz is read by other threads
     if K > 0:
         k = tl.arange(0, BLOCK_K)
         within = k < K
         found = tl.zeros((CHUNK, BLOCK_K), tl.float32)
-        for first in range(0, 12 * Z, CHUNK):
+        for first in range(0, 3 * GATES * Z, CHUNK):
             j = first + tl.arange(0, CHUNK)
-            own = (j[:, None] < 12 * Z) & within[None, :]
+            own = (j[:, None] < 3 * GATES * Z) & within[None, :]
             weight = tl.load(z_weight + j[:, None] * K + k[None, :], own, 0.0).to(tl.float32)
-            found += weight * tl.load(gz + j, j < 12 * Z, 0.0)[:, None]
+            found += weight * tl.load(gz + j, j < 3 * GATES * Z, 0.0)[:, None]
         by_z = tl.sum(found, 0)
         g_h = _given(g_hyper_h, r * K, k, within, HAS[2]) + tl.load(h_carry + H + k, within, 0.0)
-        g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(carry + H + k, within, 0.0)
         if PREVIOUS:
             g_h += tl.load(carry + H + K + k, within, 0.0)
         else:
             g_h += by_z
-        rec += 4 * H
-        inputs += 4 * H
-        g += 4 * H
-        i = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 0, K, 0)
-        f = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 1, K, 0)
-        new = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 2, K, 0)
-        o = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 3, K, 0)
-        keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
-        c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
-        gi, gf, gg, go, g_c = _cell_backward(
-            i, f, new, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, partial + 10 * H, forget_bias, k, within, K,
-            HYPER_NORM,
-        )  # fmt: skip
-        tl.store(g + k, gi.to(g.dtype.element_ty), within)
-        tl.store(g + K + k, gf.to(g.dtype.element_ty), within)
-        tl.store(g + 2 * K + k, gg.to(g.dtype.element_ty), within)
-        tl.store(g + 3 * K + k, go.to(g.dtype.element_ty), within)
-        tl.debug_barrier()  # carry has been read by every thread
-        tl.store(carry + H + k, g_c, within)
+        rec += GATES * H
+        inputs += GATES * H
+        g += GATES * H
+        if CELL == LSTM:
+            g_c = _given(g_hyper_c, r * K, k, within, HAS[3]) + tl.load(carry + H + k, within, 0.0)
+            i = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 0, 4, K, 0)
+            f = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 1, 4, K, 0)
+            new = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 2, 4, K, 0)
+            o = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 3, 4, K, 0)
+            keep = keep_factors(seed, b, t, layer + 1, hyper_last, hyper_scale, BLOCK_K, HYPER_DROP)
+            c = tl.load(hyper_c_before + (before.to(tl.int64) + b) * K + k, within, 0.0).to(tl.float32)
+            gi, gf, gg, go, g_c = _cell_backward(
+                i, f, new, o, c, g_h, g_c, keep, hyper_ln_weight, hyper_ln_bias, partial + 10 * H, forget_bias, k,
+                within, K, HYPER_NORM,
+            )  # fmt: skip
+            tl.store(g + k, gi.to(g.dtype.element_ty), within)
+            tl.store(g + K + k, gf.to(g.dtype.element_ty), within)
+            tl.store(g + 2 * K + k, gg.to(g.dtype.element_ty), within)
+            tl.store(g + 3 * K + k, go.to(g.dtype.element_ty), within)
+            tl.debug_barrier()  # carry has been read by every thread
+            tl.store(carry + H + k, g_c, within)
+        else:
+            pre = pre_activation(rec, inputs, hyper_bias, z, maps, embeddings, k, within, 0, 1, K, 0)
+            tl.store(g + k, _nonlinearity_backward(g_h, pre, CELL).to(g.dtype.element_ty), within)
         if PREVIOUS:
             tl.store(carry + H + K + k, by_z, within)
 
@@ -220,8 +243,8 @@ def hyper_lstm_backward(
     h, c, hyper_h, hyper_c, saved = (t.contiguous() for t in outputs)
     x, *states = tensors[:5]
     layer, sizes = stacked(tensors), sizes_of(tensors, seed, ints, floats)
-    rows, batch, (units, k, z_size) = x.shape[0], states[0].shape[0], sizes[:3]
-    width, low = 4 * (units + k), x.to(layer.operand)
+    rows, batch, (units, k, z_size), gates = x.shape[0], states[0].shape[0], sizes[:3], sizes.GATES
+    width, main, low = gates * (units + k), gates * units, x.to(layer.operand)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
@@ -230,8 +253,8 @@ def hyper_lstm_backward(
     source = before[:, units:] if sizes.PREVIOUS else hyper_h.to(layer.operand)
     inputs = product(low, layer.inputs.mT)
     z = product(source, layer.z_weight.to(layer.operand).mT).add_(layer.z_bias) if k else new(rows, 0)
-    g, gz = new(rows, width + (8 * units if k else 0), dtype=layer.operand), new(rows, 12 * z_size)
-    g_rec, g_inputs, g_pre = g[:, :width], g[:, width : width + 4 * units], g[:, width + 4 * units :]
+    g, gz = new(rows, width + (2 * main if k else 0), dtype=layer.operand), new(rows, 3 * gates * z_size)
+    g_rec, g_inputs, g_pre = g[:, :width], g[:, width : width + main], g[:, width + main :]
     if not k:
         g_inputs = g_pre = g_rec
     h_carry, carry = new(batch, units + k).zero_(), new(batch, units + 2 * k).zero_()
@@ -255,31 +278,32 @@ def hyper_lstm_backward(
         product(g_rec[begin:end], layer.recurrent, h_carry[:n])
         end = begin
     found: list[Tensor | None] = [None] * 23
-    found[1:5] = h_carry[:, :units], carry[:, :units], h_carry[:, units:], carry[:, units : units + k]
+    found[1], found[3] = h_carry[:, :units], h_carry[:, units:]
+    found[2], found[4] = carry[:, : states[1].shape[1]], carry[:, units : units + states[3].shape[1]]
     if sizes.PREVIOUS:
         found[3] = h_carry[:, units:] + carry[:, units + k :]
     if want_x:
-        found[0] = product(g_inputs, layer.inputs[: 4 * units])
+        found[0] = product(g_inputs, layer.inputs[:main])
         if k:
-            found[0] = found[0] + product(g_rec[:, 4 * units :], layer.inputs[4 * units :])
+            found[0] = found[0] + product(g_rec[:, main:], layer.inputs[main:])
     if want_weights:
         found[5] = product(g_inputs.mT, low)
-        found[6] = product(g_rec[:, : 4 * units].mT, before[:, :units])
+        found[6] = product(g_rec[:, :main].mT, before[:, :units])
         found[7] = g_pre.sum(0, dtype=torch.float32)
         norms = partial.sum(0)
         found[8:10] = norms[: 10 * units].view(10, units).split(5)
         if k:
-            own = g_rec[:, 4 * units :]
+            own = g_rec[:, main:]
             states_grad = product(own.mT, before)
             found[10] = torch.cat([states_grad[:, :units], product(own.mT, low)], 1)
             found[11], found[12] = states_grad[:, units:], own.sum(0, dtype=torch.float32)
             found[13:15] = norms[10 * units :].view(10, k).split(5)
-            found[15:18] = torch.mm(gz.mT, source.float()).view(12, z_size, k).split(4)
-            found[18:20] = gz.sum(0).view(12, z_size)[:8].split(4)
-            every = z.view(rows, 3, 4, z_size).permute(1, 2, 0, 3)
-            for part, factor in enumerate((saved[:, : 4 * units], inputs[:, : 4 * units], None)):
+            found[15:18] = torch.mm(gz.mT, source.float()).view(-1, z_size, k).split(gates)
+            found[18:20] = gz.sum(0).view(-1, z_size)[: 2 * gates].split(gates)
+            every = z.view(rows, 3, gates, z_size).permute(1, 2, 0, 3)
+            for part, factor in enumerate((saved[:, :main], inputs[:, :main], None)):
                 scaled = g_pre.float() if factor is None else g_pre * factor
-                found[20 + part] = torch.bmm(scaled.view(rows, 4, units).permute(1, 2, 0), every[part])
+                found[20 + part] = torch.bmm(scaled.view(rows, gates, units).permute(1, 2, 0), every[part])
     return [
         t.new_empty(0) if g is None or t.shape == (0,) else _owned(g.to(t.dtype))
         for t, g in zip(tensors, found, strict=True)

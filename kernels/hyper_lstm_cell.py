@@ -1,4 +1,4 @@
-"""What the forward and backward row kernels of HyperLSTM share: gates, layer norm, dropout's mask.
+"""What the forward and backward row kernels of HyperLSTM and HyperRNN share: gates, layer norm, dropout's mask.
 
 Vectors of a row lie in registers, BLOCK values of which the first N count; the others are zero.
 """
@@ -9,13 +9,18 @@ import triton.language as tl
 from .common import _sigmoid, _tanh, philox_words
 
 _EPSILON = tl.constexpr(1e-3)  # LAYER_NORM_EPSILON of hyperfast/reference/hyper_lstm.py
+# Indices of CELLS of hyperfast/ops/hyper_lstm.py.
+LSTM = tl.constexpr(0)
+RELU_RNN = tl.constexpr(2)
 
 
 @triton.jit
 def pre_activation(
-    rec, inputs, bias, z, maps, embeddings, u, inside, G: tl.constexpr, H: tl.constexpr, Z: tl.constexpr
-):
-    """Gate G of d_h * (W_h h) + d_x * (W_x x) + beta + b0: rec, inputs, bias [4H], z [12Z], maps [12,Z,H].
+    rec, inputs, bias, z, maps, embeddings, u, inside, G: tl.constexpr, GATES: tl.constexpr, H: tl.constexpr,
+    Z: tl.constexpr,
+):  # fmt: skip
+    """Gate G of d_h * (W_h h) + d_x * (W_x x) + beta + b0: rec, inputs, bias [GATES*H], z [3*GATES*Z], maps
+    [3*GATES,Z,H].
 
     Z = 0: d = 1, beta = 0. embeddings: Z at run time, because a loop that is unrolled runs out of scalar registers on
     AMD. A map's rows are read whole, so that no sum goes from thread to thread.
@@ -31,8 +36,8 @@ def pre_activation(
         for j in range(embeddings):
             row = maps + (G * Z + j) * H + u
             d_h += tl.load(z + G * Z + j) * tl.load(row, inside, 0.0).to(tl.float32)
-            d_x += tl.load(z + (4 + G) * Z + j) * tl.load(row + 4 * Z * H, inside, 0.0).to(tl.float32)
-            pre += tl.load(z + (8 + G) * Z + j) * tl.load(row + 8 * Z * H, inside, 0.0).to(tl.float32)
+            d_x += tl.load(z + (GATES + G) * Z + j) * tl.load(row + GATES * Z * H, inside, 0.0).to(tl.float32)
+            pre += tl.load(z + (2 * GATES + G) * Z + j) * tl.load(row + 2 * GATES * Z * H, inside, 0.0).to(tl.float32)
         pre += d_h * product_h + d_x * product_x
     return pre
 
@@ -59,6 +64,12 @@ def next_state(i, f, g, o, c, keep, ln_weight, ln_bias, forget_bias, u, inside, 
     """(h', c') from gates after their layer norm."""
     c = _sigmoid(f + forget_bias) * c + _sigmoid(i) * (_tanh(g) * keep)
     return _sigmoid(o) * _tanh(layer_norm(c, ln_weight, ln_bias, u, inside, 4, N, NORM)), c
+
+
+@triton.jit
+def nonlinearity(pre, CELL: tl.constexpr):
+    """An RNN's next h from its pre-activation."""
+    return tl.where(pre <= 0, 0.0, pre) if CELL == RELU_RNN else _tanh(pre)
 
 
 @triton.jit

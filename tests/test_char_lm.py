@@ -90,7 +90,6 @@ def test_parameters_of_the_presets():
         assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions, name
 
 
-@pytest.mark.filterwarnings("ignore::hyperfast.HyperfastFallbackWarning")
 @pytest.mark.parametrize("cell", ["lstm", "layer_norm_lstm", "hyper_lstm", "hyper_rnn"])
 def test_training_resumes_bitwise(cell, tmp_path):
     config, text = replace(TINY, cell=cell), load_text("embedded")

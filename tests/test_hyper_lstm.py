@@ -5,6 +5,7 @@ import torch
 from contract import LOW, OpContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperfast as hf
 from hyperfast import backends
@@ -184,3 +185,59 @@ def test_13_saturated_gates(value):
     ours, expected = (run_packed(b, tensors, None, Options(), None, False) for b in ("cpp", "reference"))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# ---- vmap -------------------------------------------------------------------------------------------
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of the raw ops."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "hyper_lstm" in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+PACKED = torch.tensor([3, 3, 1])
+
+
+@pytest.mark.parametrize("sizes", [None, PACKED])
+@pytest.mark.parametrize("batched", [(0,), (1, 4), (0, 1, 2, 3, 4)])
+def test_18_samples_that_share_weights_are_one_call(batched, sizes):
+    """Forward, and gradients of x and the states, as the loop over samples gives them."""
+    tensors = flat_inputs((3, 4, 19, 9, 3), F64, steps=3)
+    tensors[0] = tensors[0][: 7 if sizes is not None else 9]
+    given = [torch.stack([t + 0.1 * s for s in range(4)], 1) if i in batched else t for i, t in enumerate(tensors)]
+
+    def call(*few):
+        return together(hyper_lstm(*grouped([*few, *tensors[5:]]), Options(forget_bias=0.5), batch_sizes=sizes))
+
+    gradient = torch.func.grad(lambda *few: call(*few).sin().sum(), argnums=tuple(range(5)))
+    dims = tuple(1 if i in batched else None for i in range(5))
+    for function, calls in ((call, 1), (gradient, 2)):
+        with Calls() as counted:
+            ours = torch.vmap(function, in_dims=dims)(*given[:5])
+        assert counted.count == calls
+        for s in range(4):
+            expected = function(*(t[:, s] if i in batched else t for i, t in enumerate(given[:5])))
+            torch.testing.assert_close([t[s] for t in ours] if calls > 1 else ours[s], expected)
+
+
+def test_18_samples_that_differ_are_a_loop():
+    """Weights of their own; gradients of shared ones; dropout, whose masks belong to a row's place."""
+    tensors = flat_inputs((3, 4, 19, 9, 3), F64)
+    xs = torch.stack([tensors[0] + 0.1 * s for s in range(4)])
+    seed = torch.tensor([5])
+
+    def run(x, weight, options):
+        every = [x, *tensors[1:6], weight, *tensors[7:]]
+        return together(hyper_lstm(*grouped(every), options, seed=seed))
+
+    drop = Options(recurrent_dropout=0.4)
+    ours = torch.vmap(lambda x: run(x, tensors[6], drop))(xs)
+    torch.testing.assert_close(ours, torch.stack([run(x, tensors[6], drop) for x in xs]))
+    per_sample = torch.func.grad(lambda weight, x: run(x, weight, Options()).sin().sum())
+    ours = torch.vmap(per_sample, in_dims=(None, 0))(tensors[6], xs)
+    torch.testing.assert_close(ours, torch.stack([per_sample(tensors[6], x) for x in xs]))

@@ -182,41 +182,6 @@ def test_what_is_saved_for_backward():
     assert ours < eager / 2
 
 
-@pytest.mark.filterwarnings("ignore::hyperfast.HyperfastFallbackWarning")
-@pytest.mark.parametrize("scaling", ["rows", "matrix"])
-def test_hyper_rnn(scaling):
-    """Equations 5, 6 and 8, written once more by hand; packed rows; the names of design's table."""
-    m = hf.nn.HyperRNN(3, 5, hyper_size=4, embedding_size=2, scaling=scaling, nonlinearity="relu").double()
-    for p in m.parameters():
-        nn.init.normal_(p, std=0.4)
-    g = lambda name: getattr(m, f"{name}_l0")
-    x, h, k = torch.randn(4, 3, dtype=F64), torch.zeros(5, dtype=F64), torch.zeros(4, dtype=F64)
-    out, end = m(x)
-    for t in range(4):
-        k = (g("hyper_weight_ih") @ torch.cat([h, x[t]]) + g("hyper_weight_hh") @ k + g("hyper_bias")).relu()
-        z_h, z_x = (g(f"z_{n}_weight")[0] @ k + g(f"z_{n}_bias")[0] for n in "hx")
-        if scaling == "matrix":
-            products = (g("weight_hh") @ z_h) @ h + (g("weight_ih") @ z_x) @ x[t]
-        else:
-            d_h, d_x = g("d_h_weight")[0] @ z_h, g("d_x_weight")[0] @ z_x
-            products = torch.diag(d_h) @ g("weight_hh") @ h + torch.diag(d_x) @ g("weight_ih") @ x[t]
-        h = (products + g("d_b_weight")[0] @ (g("z_b_weight")[0] @ k) + g("bias")).relu()
-        torch.testing.assert_close(out[t], h)
-    torch.testing.assert_close(end.hyper_h[0], k)
-    packed, _ = m(pack_sequence([x[:2], x], enforce_sorted=False))
-    padded, _ = pad_packed_sequence(packed)
-    torch.testing.assert_close(padded[:, 1], out)
-    torch.testing.assert_close(padded[:2, 0], out[:2])
-    m.reset_parameters()
-    m(x)[0].sum().backward()
-
-
-def test_hyper_rnn_says_that_it_has_no_kernel():
-    m = hf.nn.HyperRNN(3, 5)
-    with hf.backend("cpp"), pytest.raises(RuntimeError, match="hyper_rnn has no cpp kernel"):
-        m(torch.randn(4, 2, 3))
-
-
 BAD = [
     (lambda m: m(torch.randn(4, 2, 5)), ValueError, "input_size = 3"),
     (lambda m: m(torch.randn(4)), ValueError, "T,B,I"),

@@ -1,9 +1,10 @@
-// HyperLSTM on the CPU: for each step one product of [h, hyper_h] with weights packed once for all steps, and the rows.
+// HyperLSTM and HyperRNN on the CPU: for each step one product of [h, hyper_h] with weights packed once for all steps,
+// and the rows.
 //
 // FLOPs of a step for a row: 2 ((4H + 4K)(H + I) + 4K K) in the products, 2 * 12 Z (K + H) in embeddings and scales;
-// backward twice that, and W_x x again. Bytes: the packed weights once a step from L3 (18 MB at H = 1000, K = 128) for
-// up to 128 rows; where there are only a few rows, or steps, packing would cost more than it saves, and the weights are
-// read where they lie, in their own type.
+// backward twice that, and W_x x again; an RNN's are a quarter of that. Bytes: the packed weights once a step from L3
+// (18 MB at H = 1000, K = 128) for up to 128 rows; where there are only a few rows, or steps, packing would cost more
+// than it saves, and the weights are read where they lie, in their own type.
 #include "hyper_lstm_backward.h"
 #include "hyper_lstm_in_place.h"
 #include "hyper_lstm_pack.h"
@@ -17,9 +18,9 @@ template <class T>
 static void load_state(const HyperLstmRun& r) {
   const Sizes<T> s(r.l);
   load_rows(static_cast<T*>(r.h), r.state[0], r.l.data, 0, r.batch, s.units);
-  load_rows(static_cast<T*>(r.c), r.state[1], r.l.data, 0, r.batch, s.units);
+  load_rows(static_cast<T*>(r.c), r.state[1], r.l.data, 0, r.batch, s.cells);
   load_rows(static_cast<T*>(r.hyper_h), r.state[2], r.l.data, 0, r.batch, s.hyper);
-  load_rows(static_cast<T*>(r.hyper_c), r.state[3], r.l.data, 0, r.batch, s.hyper);
+  load_rows(static_cast<T*>(r.hyper_c), r.state[3], r.l.data, 0, r.batch, s.hyper_cells);
 }
 
 template <class T>
@@ -116,20 +117,20 @@ static void rows(const HyperLstmRun& r, const HyperLstmStep& step, int64_t begin
     const int64_t n = min64(kRowsAtOnce, end - b);
     const Operands<T> o{products_of(r, step, s) + b * s.width,
                         static_cast<const T*>(r.inputs) + (step.in_chunk + b) * s.width,
-                        c + b * s.hp,
-                        hyper_c + b * s.kp,
+                        c + b * s.cp,
+                        hyper_c + b * s.hyper_cp,
                         hyper_h + b * s.kp,
-                        c + b * s.hp,
+                        c + b * s.cp,
                         h + b * s.hp,
-                        hyper_c + b * s.kp,
+                        hyper_c + b * s.hyper_cp,
                         hyper_h + b * s.kp};
     advance(r, s, cells, step, b, n, o, block);
     for (int64_t i = b; i < b + n; ++i) {
       const int64_t row = step.row + i;
       store_row(element(r.out[0], r.l.data, row * s.units), r.l.data, h + i * s.hp, s.units);
-      store_row(element(r.out[1], r.l.data, row * s.units), r.l.data, c + i * s.hp, s.units);
+      store_row(element(r.out[1], r.l.data, row * s.cells), r.l.data, c + i * s.cp, s.cells);
       store_row(element(r.out[2], r.l.data, row * s.hyper), r.l.data, hyper_h + i * s.kp, s.hyper);
-      store_row(element(r.out[3], r.l.data, row * s.hyper), r.l.data, hyper_c + i * s.kp, s.hyper);
+      store_row(element(r.out[3], r.l.data, row * s.hyper_cells), r.l.data, hyper_c + i * s.hyper_cp, s.hyper_cells);
     }
   }
 }

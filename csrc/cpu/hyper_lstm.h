@@ -1,4 +1,4 @@
-// Sizes, workspace and packed weights of the native HyperLSTM.
+// Sizes, workspace and packed weights of the native HyperLSTM and HyperRNN.
 #pragma once
 
 #include "../hyper_lstm.h"
@@ -9,7 +9,6 @@
 namespace hyperfast {
 namespace HF_ISA {
 
-constexpr int kGates = 4;
 constexpr int64_t kRowsAtOnce = 6;  // of the small products with embeddings
 
 template <class T>
@@ -19,22 +18,31 @@ HF_INLINE int64_t padded(int64_t units) {
 
 template <class T>
 struct Sizes {
-  int64_t inputs, units, hyper, embedding, embeddings;
-  int64_t ip, hp, kp, zp;  // in whole panels; zp: of all embeddings
-  int64_t main, width;     // of a row of products: the main cell's part, all of it
+  int64_t gates, inputs, units, hyper, embedding;
+  int64_t maps, embeddings;              // maps to scales: kinds h, x, b of each gate; elements of all their embeddings
+  int64_t norms, cells, hyper_cells;     // an LSTM's layer norms and units of c; 0 in an RNN
+  int64_t ip, hp, kp, zp, cp, hyper_cp;  // in whole panels; zp: of all embeddings; cp: of c
+  int64_t main, width;                   // of a row of products: the main cell's part, all of it
 
   explicit Sizes(const HyperLstmLayer& l)
-      : inputs(l.inputs),
+      : gates(l.gates),
+        inputs(l.inputs),
         units(l.units),
         hyper(l.hyper_units),
         embedding(l.embedding),
-        embeddings(12 * l.embedding),
+        maps(3 * l.gates),
+        embeddings(maps * l.embedding),
+        norms(l.cell == HyperLstmCell::lstm ? 5 : 0),
+        cells(norms ? l.units : 0),
+        hyper_cells(norms ? l.hyper_units : 0),
         ip(padded<T>(l.inputs)),
         hp(padded<T>(l.units)),
         kp(padded<T>(l.hyper_units)),
         zp(padded<T>(embeddings)),
-        main(kGates * hp),
-        width(kGates * (hp + kp)) {}
+        cp(padded<T>(cells)),
+        hyper_cp(padded<T>(hyper_cells)),
+        main(gates * hp),
+        width(gates * (hp + kp)) {}
   bool scaled() const { return hyper > 0; }
 };
 
@@ -43,9 +51,9 @@ struct Sizes {
 // A cell's bias and layer norm, or the sums of their gradients.
 template <class T>
 struct CellVectors {
-  T* bias;       // [4][up]
-  T* ln_weight;  // [5][up]
-  T* ln_bias;    // [5][up]
+  T* bias;       // [gates][up]
+  T* ln_weight;  // [norms][up]
+  T* ln_bias;    // [norms][up]
 };
 
 template <class T>
@@ -55,7 +63,7 @@ struct Vectors {
 
   Vectors(Arena& arena, const Sizes<T>& s) {
     const auto cell = [&](int64_t up) {
-      return CellVectors<T>{arena.take<T>(4 * up), arena.take<T>(5 * up), arena.take<T>(5 * up)};
+      return CellVectors<T>{arena.take<T>(s.gates * up), arena.take<T>(s.norms * up), arena.take<T>(s.norms * up)};
     };
     main = cell(s.hp);
     hyper = cell(s.kp);
@@ -115,23 +123,23 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
   r.packed_d = take(s.embeddings * s.hp);
   r.inputs = take(r.chunk_rows * s.width);
   r.h = take(r.batch * s.hp);
-  r.c = take(r.batch * s.hp);
+  r.c = take(r.batch * s.cp);
   r.hyper_h = take(r.batch * s.kp);
-  r.hyper_c = take(r.batch * s.kp);
+  r.hyper_c = take(r.batch * s.hyper_cp);
   if (!r.direct) r.packed_x = take(s.width * s.inputs);
   if (!r.backward) {
     if (!r.direct) {
       r.packed_h = take(s.width * s.units);
-      r.packed_hyper_h = take(kGates * s.kp * s.hyper);
+      r.packed_hyper_h = take(s.gates * s.kp * s.hyper);
     }
     r.products = take(r.saved ? 0 : r.batch * s.width);
     return arena.at - base;
   }
   const auto panels = [&](int64_t width) { return take(width / kPanel<T> * panel_stride<T>(r)); };
   r.back_h = take(s.width * s.hp);
-  r.back_hyper_h = take(kGates * s.kp * s.kp);
+  r.back_hyper_h = take(s.gates * s.kp * s.kp);
   r.back_x = take(s.main * s.ip);
-  r.back_hyper_x = take(kGates * s.kp * s.ip);
+  r.back_hyper_x = take(s.gates * s.kp * s.ip);
   r.back_z = take(s.zp * s.kp);
   r.panels_g = panels(s.width);
   r.panels_gx = s.scaled() ? panels(s.main) : r.panels_g;
@@ -139,7 +147,7 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
   r.panels_hyper_h = panels(s.kp);
   r.panels_x = panels(s.ip);
   r.sum_h = take(s.width * s.hp);
-  r.sum_hyper_h = take(kGates * s.kp * s.kp);
+  r.sum_hyper_h = take(s.gates * s.kp * s.kp);
   r.sum_x = take(s.width * s.ip);
   r.slab = arena.at;
   arena.at += (r.slabs + 1) * slab_bytes(s);
@@ -148,23 +156,27 @@ static int64_t layout_of(HyperLstmRun& r, char* base) {
 
 // ---- weights as they are stored -------------------------------------------------------------------
 
-// A matrix [4 units, row_stride] as it is stored, of which columns [column, column + in) are read.
+// A matrix [gates * units, row_stride] as it is stored, of which columns [column, column + in) are read.
 struct Stored {
   const void* data;
-  int64_t units, in, row_stride, column;
+  int64_t gates, units, in, row_stride, column;
 };
 
-HF_INLINE Stored weight_ih(const HyperLstmLayer& l) { return {l.weight[kWeightIh], l.units, l.inputs, l.inputs, 0}; }
-HF_INLINE Stored weight_hh(const HyperLstmLayer& l) { return {l.weight[kWeightHh], l.units, l.units, l.units, 0}; }
+HF_INLINE Stored weight_ih(const HyperLstmLayer& l) {
+  return {l.weight[kWeightIh], l.gates, l.units, l.inputs, l.inputs, 0};
+}
+HF_INLINE Stored weight_hh(const HyperLstmLayer& l) {
+  return {l.weight[kWeightHh], l.gates, l.units, l.units, l.units, 0};
+}
 // The hyper cell reads [h; x].
 HF_INLINE Stored hyper_weight_h(const HyperLstmLayer& l) {
-  return {l.weight[kHyperWeightIh], l.hyper_units, l.units, l.units + l.inputs, 0};
+  return {l.weight[kHyperWeightIh], l.gates, l.hyper_units, l.units, l.units + l.inputs, 0};
 }
 HF_INLINE Stored hyper_weight_x(const HyperLstmLayer& l) {
-  return {l.weight[kHyperWeightIh], l.hyper_units, l.inputs, l.units + l.inputs, l.units};
+  return {l.weight[kHyperWeightIh], l.gates, l.hyper_units, l.inputs, l.units + l.inputs, l.units};
 }
 HF_INLINE Stored hyper_weight_hh(const HyperLstmLayer& l) {
-  return {l.weight[kHyperWeightHh], l.hyper_units, l.hyper_units, l.hyper_units, 0};
+  return {l.weight[kHyperWeightHh], l.gates, l.hyper_units, l.hyper_units, l.hyper_units, 0};
 }
 
 template <class T>

@@ -11,11 +11,11 @@ static void clear_sums(const HyperLstmRun& r) {
   const Sizes<T> s(r.l);
   const auto clear = [](void* at, int64_t n) { __builtin_memset(at, 0, n * sizeof(T)); };
   clear(r.h, r.batch * s.hp);
-  clear(r.c, r.batch * s.hp);
+  clear(r.c, r.batch * s.cp);
   clear(r.hyper_h, r.batch * s.kp);
-  clear(r.hyper_c, r.batch * s.kp);
+  clear(r.hyper_c, r.batch * s.hyper_cp);
   clear(r.sum_h, s.width * s.hp);
-  clear(r.sum_hyper_h, kGates * s.kp * s.kp);
+  clear(r.sum_hyper_h, s.gates * s.kp * s.kp);
   clear(r.sum_x, s.width * s.ip);
   __builtin_memset(r.slab, 0, (r.slabs + 1) * slab_bytes(s));
 }
@@ -92,7 +92,7 @@ template <class T>
 static void backward_state(const HyperLstmRun& r, const HyperLstmStep& step, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = panel_stride<T>(r), main = s.hp / lanes, hyper_rows = kGates * s.kp;
+  const int64_t stride = panel_stride<T>(r), main = s.hp / lanes, hyper_rows = s.gates * s.kp;
   const T* gradients = static_cast<const T*>(r.panels_g) + step.in_chunk * lanes;
   const int64_t count = min64(end, main) - begin;
   if (count > 0)
@@ -115,9 +115,9 @@ static void store_state_gradients(const HyperLstmRun& r) {
       store_row(element(to, r.l.data, b * units), r.l.data, static_cast<const T*>(from) + b * padded<T>(units), units);
   };
   rows_of(r.gstate[0], r.h, s.units);
-  rows_of(r.gstate[1], r.c, s.units);
+  rows_of(r.gstate[1], r.c, s.cells);
   rows_of(r.gstate[2], r.hyper_h, s.hyper);
-  rows_of(r.gstate[3], r.hyper_c, s.hyper);
+  rows_of(r.gstate[3], r.hyper_c, s.hyper_cells);
 }
 
 // sums[out][in] += sum over rows of g[row][out] x[row][in], both in panels.
@@ -183,7 +183,7 @@ template <class T>
 static void input_gradients(const HyperLstmRun& r, int64_t row, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kPanel<T>;
   const Sizes<T> s(r.l);
-  const int64_t stride = panel_stride<T>(r), hyper_rows = kGates * s.kp;
+  const int64_t stride = panel_stride<T>(r), hyper_rows = s.gates * s.kp;
   for (int64_t panel = 0; panel < s.ip / lanes; ++panel)
     for (int64_t first = begin; first < end; first += kInputRows) {
       const int64_t n = min64(kInputRows, end - first);
@@ -208,10 +208,10 @@ static void store_weights(const HyperLstmRun& r, void* const* gradients) {
   const Sizes<T> s(r.l);
   const DType type = r.l.weights;
   const Slab<T> total = total_of(r, s);
-  // [4 padded units][width] -> columns of a stored matrix.
+  // [gates * padded units][width] -> columns of a stored matrix.
   const auto matrix = [&](int which, const void* sums, int64_t units, int64_t width, int64_t in, int64_t row_stride,
                           int64_t column) {
-    for (int64_t row = 0; row < kGates * units; ++row)
+    for (int64_t row = 0; row < s.gates * units; ++row)
       store_row(element(gradients[which], type, row * row_stride + column), type,
                 static_cast<const T*>(sums) + (row / units * padded<T>(units) + row % units) * width, in);
   };
@@ -220,9 +220,9 @@ static void store_weights(const HyperLstmRun& r, void* const* gradients) {
       store_row(element(gradients[which], type, i * units), type, sums + i * padded<T>(units), units);
   };
   const auto cell = [&](int first, const CellVectors<T>& sums, int64_t units) {
-    vectors(first, sums.bias, 4, units);
-    vectors(first + 1, sums.ln_weight, 5, units);
-    vectors(first + 2, sums.ln_bias, 5, units);
+    vectors(first, sums.bias, s.gates, units);
+    vectors(first + 1, sums.ln_weight, s.norms, units);
+    vectors(first + 2, sums.ln_bias, s.norms, units);
   };
   matrix(kWeightIh, r.sum_x, s.units, s.ip, s.inputs, s.inputs, 0);
   matrix(kWeightHh, r.sum_h, s.units, s.hp, s.units, s.units, 0);
@@ -233,17 +233,17 @@ static void store_weights(const HyperLstmRun& r, void* const* gradients) {
   matrix(kHyperWeightIh, x, s.hyper, s.ip, s.inputs, s.units + s.inputs, s.units);
   matrix(kHyperWeightHh, r.sum_hyper_h, s.hyper, s.kp, s.hyper, s.hyper, 0);
   cell(kHyperBias, total.vectors.hyper, s.hyper);
-  const int64_t n = 4 * s.embedding;
+  const int64_t n = s.gates * s.embedding;
   for (int64_t e = 0; e < s.embeddings; ++e)
     store_row(element(gradients[kZhWeight + e / n], type, e % n * s.hyper), type, total.z + e * s.kp, s.hyper);
   store_row(gradients[kZhBias], type, total.vectors.embedding, n);
   store_row(gradients[kZxBias], type, total.vectors.embedding + n, n);
-  for (int64_t map = 0; map < 12; ++map)
+  for (int64_t map = 0; map < s.maps; ++map)
     for (int64_t u = 0; u < s.units; ++u) {
       const T* from = total.d + map * s.embedding * s.hp + u / lanes * lanes * s.embedding + u % lanes;
       for (int64_t e = 0; e < s.embedding; ++e)
-        store_row(element(gradients[kDhWeight + map / 4], type, (map % 4 * s.units + u) * s.embedding + e), type,
-                  from + e * lanes, 1);
+        store_row(element(gradients[kDhWeight + map / s.gates], type, (map % s.gates * s.units + u) * s.embedding + e),
+                  type, from + e * lanes, 1);
     }
 }
 

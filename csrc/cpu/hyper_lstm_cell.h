@@ -1,13 +1,15 @@
-// One LSTM cell for one row, from pre-activations on: layer norm, gates, states; and back.
+// One cell for one row, from pre-activations on: an LSTM's layer norm, gates, states, or an RNN's nonlinearity; and
+// back.
 #pragma once
 
-#include "common/functions.h"
+#include "common/activation.h"
 #include "common/philox.h"
 #include "hyper_lstm.h"
 
 namespace hyperfast {
 namespace HF_ISA {
 
+constexpr int kGates = 4;                   // of an LSTM
 constexpr double kLayerNormEpsilon = 1e-3;  // as in hyperfast/reference/hyper_lstm.py
 
 // v where a lane is below `left`, else 0.
@@ -20,17 +22,18 @@ HF_INLINE Vec<T> first_lanes(Vec<T> v, int64_t left) {
 
 template <class T>
 struct CellShape {
+  HyperLstmCell cell;
   int64_t units, up;
   CellVectors<T> v;
   bool layer_norm;
   T forget_bias;
 };
 
-// What a cell computes for a row and its backward reads. [up] each; hat is x^ of i, f, g, o, c.
+// What a cell computes for a row and its backward reads. [up] each; hat is x^ of i, f, g, o, c. An RNN has gates alone.
 template <class T>
 struct CellRow {
-  T* gates;  // [4]: pre-activations, then i, f, g, o
-  T* hat;    // [5]
+  T* gates;  // [gates]: pre-activations, then i, f, g, o, or h
+  T* hat;    // [norms]
   T* shown;  // tanh of what the output shows
   T* keep;   // dropout's factors
   T inverse[5];
@@ -71,6 +74,15 @@ template <class T>
 static void cell_forward(CellRow<T>& row, const CellShape<T>& s, const T* c_before, T* c, T* h, bool dropped) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t up = s.up;
+  if (s.cell != HyperLstmCell::lstm) {
+    for (int64_t u = 0; u < up; u += lanes) {
+      const Vec<T> pre = load(row.gates + u);
+      const Vec<T> now = s.cell == HyperLstmCell::relu ? Relu().value<T>(pre, T(0)) : vtanh(pre);
+      store(row.gates + u, now);
+      store(h + u, now);
+    }
+    return;
+  }
   if (s.layer_norm)
     for (int g = 0; g < kGates; ++g) normalise_into(row.gates + g * up, row.hat, row.inverse, s, g);
   for (int64_t u = 0; u < up; u += lanes) {
@@ -124,6 +136,15 @@ static void cell_backward(CellRow<T>& row, const CellShape<T>& s, const T* c_bef
                           const CellVectors<T>& sums) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t up = s.up;
+  if (s.cell != HyperLstmCell::lstm) {
+    for (int64_t u = 0; u < up; u += lanes) {
+      const Vec<T> now = load(row.gates + u), g = load(dh + u);
+      const Vec<T> d = s.cell == HyperLstmCell::relu ? (now <= T(0) ? splat(T(0)) : g) : g * (T(1) - now * now);
+      store(row.gates + u, d);
+      store(sums.bias + u, load(sums.bias + u) + d);
+    }
+    return;
+  }
   T* output = row.gates + 3 * up;
   for (int64_t u = 0; u < up; u += lanes) {
     const Vec<T> t = load(row.shown + u), o = load(output + u), g = load(dh + u);

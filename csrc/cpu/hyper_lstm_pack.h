@@ -23,12 +23,12 @@ static void pack_outputs(T* to, const Stored& m, DType type, int64_t panel) {
   }
 }
 
-// Panel `panel` of the inputs: [4 padded units][lanes], zero in pads.
+// Panel `panel` of the inputs: [gates * padded units][lanes], zero in pads.
 template <class T>
 static void pack_inputs(T* to, const Stored& m, DType type, int64_t panel) {
   constexpr int64_t lanes = kPanel<T>;
   const int64_t up = padded<T>(m.units), first = panel * lanes, n = min64(lanes, m.in - first);
-  for (int64_t row = 0; row < kGates * up; ++row, to += lanes) {
+  for (int64_t row = 0; row < m.gates * up; ++row, to += lanes) {
     const int64_t gate = row / up, unit = row % up;
     if (unit < m.units)
       load_row(to, element(m.data, type, (gate * m.units + unit) * m.row_stride + m.column + first), type, n);
@@ -41,24 +41,25 @@ static void pack_vectors(const HyperLstmRun& r, const Sizes<T>& s) {
   const HyperLstmLayer& l = r.l;
   const Vectors<T> v = Vectors<T>::at(r.vectors, s);
   const auto cell = [&](const CellVectors<T>& to, int first, int64_t units) {
-    load_padded(to.bias, l.weight[first], l.weights, 4, units);
-    load_padded(to.ln_weight, l.weight[first + 1], l.weights, 5, units);
-    load_padded(to.ln_bias, l.weight[first + 2], l.weights, 5, units);
+    load_padded(to.bias, l.weight[first], l.weights, s.gates, units);
+    load_padded(to.ln_weight, l.weight[first + 1], l.weights, s.norms, units);
+    load_padded(to.ln_bias, l.weight[first + 2], l.weights, s.norms, units);
   };
   cell(v.main, kBias, s.units);
   cell(v.hyper, kHyperBias, s.hyper);
   if (!s.scaled()) return;
-  const int64_t n = 4 * s.embedding;
+  const int64_t n = s.gates * s.embedding;
   load_row(v.embedding, l.weight[kZhBias], l.weights, n);
   load_row(v.embedding + n, l.weight[kZxBias], l.weights, n);
   for (int64_t i = 2 * n; i < s.zp; ++i) v.embedding[i] = T(0);
 }
 
-// Map `map` (kind * 4 + gate) to scales, [panel][element][lanes].
+// Map `map` (kind * gates + gate) to scales, [panel][element][lanes].
 template <class T>
 static void pack_map(const HyperLstmRun& r, const Sizes<T>& s, int64_t map) {
-  const Stored m = {element(r.l.weight[kDhWeight + map / 4], r.l.weights, map % 4 * s.units * s.embedding), s.units,
-                    s.embedding, s.embedding, 0};
+  const int64_t gate = map % s.gates;
+  const void* of_gate = element(r.l.weight[kDhWeight + map / s.gates], r.l.weights, gate * s.units * s.embedding);
+  const Stored m = {of_gate, 1, s.units, s.embedding, s.embedding, 0};
   T* to = static_cast<T*>(r.packed_d) + map * s.embedding * s.hp;
   for (int64_t panel = 0; panel < s.hp / kPanel<T>; ++panel)
     pack_outputs(to + panel * s.embedding * kPanel<T>, m, r.l.weights, panel);
@@ -68,7 +69,7 @@ template <class T>
 static int64_t pack_tasks(const HyperLstmRun& r) {
   const Sizes<T> s(r.l);
   const int64_t panels = panels_of(s), inputs = (s.hp + s.kp + 2 * s.ip) / kPanel<T>;
-  return 1 + (s.scaled() ? 12 : 0) + (r.direct ? 0 : panels) + (r.backward ? inputs : 0);
+  return 1 + (s.scaled() ? s.maps : 0) + (r.direct ? 0 : panels) + (r.backward ? inputs : 0);
 }
 
 // Vectors and embeddings; each map; each panel of outputs; each panel of inputs, for backward.
@@ -80,7 +81,7 @@ static void pack_one(const HyperLstmRun& r, const Sizes<T>& s, int64_t task) {
     pack_vectors(r, s);
     if (!s.scaled()) return;
     T* to = static_cast<T*>(r.packed_z);
-    const int64_t n = 4 * s.embedding;
+    const int64_t n = s.gates * s.embedding;
     for (int64_t panel = 0; panel < s.zp / lanes; ++panel)
       for (int64_t lane = 0; lane < lanes; ++lane) {
         const int64_t e = panel * lanes + lane;
@@ -98,8 +99,8 @@ static void pack_one(const HyperLstmRun& r, const Sizes<T>& s, int64_t task) {
     return;
   }
   task -= 1;
-  if (s.scaled() && task < 12) return pack_map(r, s, task);
-  task -= s.scaled() ? 12 : 0;
+  if (s.scaled() && task < s.maps) return pack_map(r, s, task);
+  task -= s.scaled() ? s.maps : 0;
   const int64_t main = s.main / lanes;
   if (!r.direct) {
     if (task < panels_of(s)) {
@@ -122,7 +123,7 @@ static void pack_one(const HyperLstmRun& r, const Sizes<T>& s, int64_t task) {
     return;
   }
   task -= s.hp / lanes;
-  const int64_t hyper_rows = kGates * s.kp;
+  const int64_t hyper_rows = s.gates * s.kp;
   if (task < s.kp / lanes)
     return pack_inputs(static_cast<T*>(r.back_hyper_h) + task * hyper_rows * lanes, hyper_weight_hh(l), l.weights,
                        task);

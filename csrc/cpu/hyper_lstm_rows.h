@@ -11,33 +11,33 @@ namespace HF_ISA {
 template <class T>
 struct Block {
   CellRow<T> main[kRowsAtOnce], hyper[kRowsAtOnce];
-  T *gates, *hyper_gates;        // [4 hp], [4 kp]
-  T *c, *hyper_c, *h, *hyper_h;  // [hp], [kp]: the states before; new ones in backward
+  T *gates, *hyper_gates;        // [gates * hp], [gates * kp]
+  T *c, *hyper_c, *h, *hyper_h;  // [cp], [hyper_cp], [hp], [kp]: the states before; new ones in backward
   T *c_new, *h_new, *hyper_c_new, *hyper_h_new;
-  T *z, *dz;                         // [zp]
-  T *scale_h, *scale_x;              // [4 hp]
-  T* differences;                    // [hp]
-  T *dh, *dc, *hyper_dh, *hyper_dc;  // [hp], [kp]
+  T *z, *dz;             // [zp]
+  T *scale_h, *scale_x;  // [gates * hp]
+  T* differences;        // [hp]
+  T *dh, *hyper_dh;      // [hp], [kp]
   char* end;
 
   Block(const Sizes<T>& s, bool backward, char* memory) {
     Arena arena{memory};
     const auto take = [&](int64_t n) { return arena.take<T>(kRowsAtOnce * n); };
     const auto cell = [&](CellRow<T>* rows, T*& gates, int64_t up) {
-      gates = take(4 * up);
-      T *hat = take(5 * up), *shown = take(up), *keep = take(up);
+      gates = take(s.gates * up);
+      T *hat = take(s.norms * up), *shown = take(up), *keep = take(up);
       for (int64_t i = 0; i < kRowsAtOnce; ++i)
-        rows[i] = {gates + i * 4 * up, hat + i * 5 * up, shown + i * up, keep + i * up, {}};
+        rows[i] = {gates + i * s.gates * up, hat + i * s.norms * up, shown + i * up, keep + i * up, {}};
     };
     cell(main, gates, s.hp);
     cell(hyper, hyper_gates, s.kp);
     z = take(s.zp);
     if (backward) {
-      c = take(s.hp), h = take(s.hp), c_new = take(s.hp), h_new = take(s.hp), dh = take(s.hp), dc = take(s.hp);
-      hyper_c = take(s.kp), hyper_h = take(s.kp), hyper_c_new = take(s.kp), hyper_h_new = take(s.kp);
-      hyper_dh = take(s.kp), hyper_dc = take(s.kp);
+      c = take(s.cp), h = take(s.hp), c_new = take(s.cp), h_new = take(s.hp), dh = take(s.hp);
+      hyper_c = take(s.hyper_cp), hyper_h = take(s.kp), hyper_c_new = take(s.hyper_cp), hyper_h_new = take(s.kp);
+      hyper_dh = take(s.kp);
       dz = take(s.zp);
-      scale_h = take(4 * s.hp), scale_x = take(4 * s.hp), differences = take(s.hp);
+      scale_h = take(s.main), scale_x = take(s.main), differences = take(s.hp);
     }
     end = arena.at;
   }
@@ -56,8 +56,8 @@ struct Cells {
 
   Cells(const HyperLstmRun& r, const Sizes<T>& s) : vectors(Vectors<T>::at(r.vectors, s)) {
     const T forget = T(r.l.forget_bias);
-    main = {s.units, s.hp, vectors.main, r.l.weight[kLnWeight] != nullptr, forget};
-    hyper = {s.hyper, s.kp, vectors.hyper, r.l.weight[kHyperLnWeight] != nullptr, forget};
+    main = {r.l.cell, s.units, s.hp, vectors.main, r.l.weight[kLnWeight] != nullptr, forget};
+    hyper = {r.l.cell, s.hyper, s.kp, vectors.hyper, r.l.weight[kHyperLnWeight] != nullptr, forget};
   }
 };
 
@@ -96,7 +96,7 @@ struct Scale {
 template <class T>
 struct Operands {
   const T *products, *inputs;                    // W h and W x of the block's first row
-  const T *c, *hyper_c, *hyper_h;                // before, [hp] and [kp] apart
+  const T *c, *hyper_c, *hyper_h;                // before, [cp], [hyper_cp] and [kp] apart
   T *c_new, *h_new, *hyper_c_new, *hyper_h_new;  // may be those
 };
 
@@ -123,17 +123,17 @@ static void advance(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
   if (s.scaled()) {
     if (l.previous) embed(r, s, cells, o.hyper_h, block.z, n);
     for (int64_t i = 0; i < n; ++i) {
-      start(block.hyper[i].gates, i, s.main, kGates * s.kp, cells.hyper.v.bias, true);
+      start(block.hyper[i].gates, i, s.main, s.gates * s.kp, cells.hyper.v.bias, true);
       if (l.hyper_drop > 0)
         fill_keep(block.hyper[i].keep, s.hyper, l.seed, 2 * l.layer + 1, l.hyper_drop, step.t, b + i);
-      cell_forward(block.hyper[i], cells.hyper, o.hyper_c + i * s.kp, o.hyper_c_new + i * s.kp,
+      cell_forward(block.hyper[i], cells.hyper, o.hyper_c + i * s.hyper_cp, o.hyper_c_new + i * s.hyper_cp,
                    o.hyper_h_new + i * s.kp, l.hyper_drop > 0);
     }
     if (!l.previous) embed(r, s, cells, o.hyper_h_new, block.z, n);
   }
   for (int64_t i = 0; i < n; ++i) start(block.main[i].gates, i, 0, s.main, cells.main.v.bias, !s.scaled());
-  for (int64_t map = 0; s.scaled() && map < 12; ++map) {
-    const int64_t kind = map / 4, at = map % 4 * s.hp;
+  for (int64_t map = 0; s.scaled() && map < s.maps; ++map) {
+    const int64_t kind = map / s.gates, at = map % s.gates * s.hp;
     const T* with = kind == 0 ? o.products + at : kind == 1 ? o.inputs + at : nullptr;
     T* kept = !r.backward || kind == 2 ? nullptr : (kind == 0 ? block.scale_h : block.scale_x) + at;
     const Scale<T> work{block.z + map * s.embedding,
@@ -149,7 +149,7 @@ static void advance(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
   }
   for (int64_t i = 0; i < n; ++i) {
     if (l.drop > 0) fill_keep(block.main[i].keep, s.units, l.seed, 2 * l.layer, l.drop, step.t, b + i);
-    cell_forward(block.main[i], cells.main, o.c + i * s.hp, o.c_new + i * s.hp, o.h_new + i * s.hp, l.drop > 0);
+    cell_forward(block.main[i], cells.main, o.c + i * s.cp, o.c_new + i * s.cp, o.h_new + i * s.hp, l.drop > 0);
   }
 }
 
@@ -204,8 +204,8 @@ static void scales_backward(const HyperLstmRun& r, const Sizes<T>& s, const Hype
     for (int64_t u = 0; u < hp; ++u) block.differences[i * hp + u] = T(0);
   }
   for (int64_t k = 0; k < kRowsAtOnce * s.zp; ++k) block.dz[k] = T(0);
-  for (int64_t map = 0; map < 12; ++map) {
-    const int64_t kind = map / 4, at = map % 4 * hp;
+  for (int64_t map = 0; map < s.maps; ++map) {
+    const int64_t kind = map / s.gates, at = map % s.gates * hp;
     for (int64_t i = 0; i < n; ++i) {
       const T *d = block.gates + i * s.main + at, *with = (kind == 0 ? o.products : o.inputs) + i * s.width + at;
       T* to = block.differences + i * hp;
@@ -263,10 +263,10 @@ static void retreat(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
   const bool first = row_before < 0;
   const auto before = [&](int k) { return first ? r.state[k] : static_cast<const void*>(r.out[k]); };
   const int64_t at = (first ? 0 : row_before) + b;
-  load_rows(block.c, before(1), l.data, at, n, s.units);
+  load_rows(block.c, before(1), l.data, at, n, s.cells);
   if (s.scaled()) {
     load_rows(block.hyper_h, before(2), l.data, at, n, s.hyper);
-    load_rows(block.hyper_c, before(3), l.data, at, n, s.hyper);
+    load_rows(block.hyper_c, before(3), l.data, at, n, s.hyper_cells);
   }
   const Operands<T> o{static_cast<const T*>(r.saved) + (step.row + b) * s.width,
                       static_cast<const T*>(r.inputs) + (step.in_chunk + b) * s.width,
@@ -278,26 +278,26 @@ static void retreat(const HyperLstmRun& r, const Sizes<T>& s, const Cells<T>& ce
                       block.hyper_c_new,
                       block.hyper_h_new};
   advance(r, s, cells, step, b, n, o, block);
-  T *dh = static_cast<T*>(r.h) + b * s.hp, *dc = static_cast<T*>(r.c) + b * s.hp;
+  T *dh = static_cast<T*>(r.h) + b * s.hp, *dc = static_cast<T*>(r.c) + b * s.cp;
   add_rows(dh, r.grad[0], l.data, step.row + b, n, s.units, block.dh);
-  add_rows(dc, r.grad[1], l.data, step.row + b, n, s.units, block.dh);
+  add_rows(dc, r.grad[1], l.data, step.row + b, n, s.cells, block.dh);
   for (int64_t i = 0; i < n; ++i)
-    cell_backward(block.main[i], cells.main, block.c + i * s.hp, dh + i * s.hp, dc + i * s.hp, l.drop > 0,
+    cell_backward(block.main[i], cells.main, block.c + i * s.cp, dh + i * s.hp, dc + i * s.cp, l.drop > 0,
                   slab.vectors.main);
   if (!s.scaled()) {
     for (int64_t i = 0; i < n; ++i)
       into_panels(static_cast<T*>(r.panels_g), stride, step.in_chunk + b + i, block.main[i].gates, s.main);
     return;
   }
-  T *hyper_dh = static_cast<T*>(r.hyper_h) + b * s.kp, *hyper_dc = static_cast<T*>(r.hyper_c) + b * s.kp;
+  T *hyper_dh = static_cast<T*>(r.hyper_h) + b * s.kp, *hyper_dc = static_cast<T*>(r.hyper_c) + b * s.hyper_cp;
   add_rows(hyper_dh, r.grad[2], l.data, step.row + b, n, s.hyper, block.hyper_dh);
-  add_rows(hyper_dc, r.grad[3], l.data, step.row + b, n, s.hyper, block.hyper_dh);
+  add_rows(hyper_dc, r.grad[3], l.data, step.row + b, n, s.hyper_cells, block.hyper_dh);
   if (!l.previous) scales_backward(r, s, step, b, n, o, block, slab, block.hyper_h_new, hyper_dh);
   for (int64_t i = 0; i < n; ++i) {
-    cell_backward(block.hyper[i], cells.hyper, block.hyper_c + i * s.kp, hyper_dh + i * s.kp, hyper_dc + i * s.kp,
-                  l.hyper_drop > 0, slab.vectors.hyper);
+    cell_backward(block.hyper[i], cells.hyper, block.hyper_c + i * s.hyper_cp, hyper_dh + i * s.kp,
+                  hyper_dc + i * s.hyper_cp, l.hyper_drop > 0, slab.vectors.hyper);
     into_panels(static_cast<T*>(r.panels_g) + s.main / kPanel<T> * stride, stride, step.in_chunk + b + i,
-                block.hyper[i].gates, kGates * s.kp);
+                block.hyper[i].gates, s.gates * s.kp);
   }
   // What the products with the weights add to, see backward_state.
   for (int64_t u = 0; u < n * s.kp; u += kLanes<T>) store(hyper_dh + u, splat(T(0)));

@@ -1,5 +1,5 @@
-// Registers the native HyperLSTM: walks over the steps and shares each phase out over the threads. Arguments were
-// checked in hyperfast/ops/hyper_lstm.py.
+// Registers the native HyperLSTM and HyperRNN: walks over the steps and shares each phase out over the threads.
+// Arguments were checked in hyperfast/ops/hyper_lstm.py.
 #include "../hyper_lstm.h"
 
 #include <algorithm>
@@ -55,6 +55,8 @@ struct Call {
     for (const Tensor& t : given) tensors.push_back(torch::stable::contiguous(t));
     const Tensor &x = tensors[0], &h = tensors[1], &hyper_h = tensors[3];
     HyperLstmLayer& l = r.l;
+    l.cell = HyperLstmCell(ints[2]);
+    l.gates = l.cell == HyperLstmCell::lstm ? 4 : 1;
     l.data = dtype_of(x);
     l.weights = dtype_of(tensors[kWeights]);
     l.compute = l.data == DType::f64 ? DType::f64 : DType::f32;
@@ -78,7 +80,7 @@ struct Call {
     r.batch = h.size(0);
     r.x = x.const_data_ptr();
     for (size_t i = 0; i < 4; ++i) r.state[i] = tensors[kState + i].const_data_ptr();
-    const int64_t slabs = l.embedding * l.units * 12 > kLargeMaps ? kSlabsOfLargeMaps : kSlabs;
+    const int64_t slabs = l.embedding * l.units * 3 * l.gates > kLargeMaps ? kSlabsOfLargeMaps : kSlabs;
     slab_rows = r.batch <= kSlabs ? (r.batch + kSlabsOfFewRows - 1) / kSlabsOfFewRows : (r.batch + slabs - 1) / slabs;
     if (slab_rows > kBlockRows / 2) slab_rows = (slab_rows + kBlockRows - 1) / kBlockRows * kBlockRows;
     slab_rows = std::max<int64_t>(1, slab_rows);
@@ -118,7 +120,7 @@ struct Call {
     parallel_for(0, tasks, grain, work);
   }
   int64_t row_flops() const {  // of the rows' part of a step, in round figures
-    return (200 + 24 * r.l.embedding) * (r.l.units + r.l.hyper_units);
+    return r.l.gates * (50 + 6 * r.l.embedding) * (r.l.units + r.l.hyper_units);
   }
   int64_t width() const { return kernel.saved_width(r); }
   void pack() const {
@@ -141,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hyper_lstm(const Tensors& ten
   const Tensor& x = call.tensors[0];
   const int64_t rows = x.size(0);
   Tensors out;
-  for (int i = 0; i < 4; ++i) out.push_back(torch::stable::new_empty(x, {rows, i < 2 ? r.l.units : r.l.hyper_units}));
+  for (size_t i = 0; i < 4; ++i) out.push_back(torch::stable::new_empty(x, {rows, call.tensors[kState + i].size(1)}));
   Tensor saved = torch::stable::new_empty(x, {save ? rows : 0, save ? call.width() : 0}, compute_type(x));
   if (rows > 0) {
     for (size_t i = 0; i < 4; ++i) r.out[i] = out[i].mutable_data_ptr();

@@ -34,13 +34,13 @@ class HyperRNN(nn.Module):
         input_size, hidden_size, hyper_size, embedding_size: I, H, K, Z.
         nonlinearity: phi, "tanh" or "relu".
         batch_first: as in nn.RNN.
-        scaling: "rows" or "matrix", whose weights are Z times as many.
+        scaling: "rows", or "matrix", whose weights are Z times as many and which runs on the PyTorch reference: a first
+            call says so (HyperfastFallbackWarning).
 
     Parameters: weight_ih_l0 [H,I], weight_hh_l0 [H,H] (matrix: [H,I,Z], [H,H,Z]), bias_l0 [H]; hyper_weight_ih_l0
     [K,H+I] (columns h, then x), hyper_weight_hh_l0 [K,K], hyper_bias_l0 [K]; z_h_weight_l0, z_x_weight_l0, z_b_weight_l0
     [1,Z,K]; z_h_bias_l0, z_x_bias_l0 [1,Z]; d_h_weight_l0, d_x_weight_l0 (rows only) and d_b_weight_l0 [1,H,Z]. They
-    start as HyperLSTM's do; generated matrices at orthogonal ones over Z. It runs on the PyTorch reference; a first call
-    says so (HyperfastFallbackWarning).
+    start as HyperLSTM's do; generated matrices at orthogonal ones over Z.
     """
 
     def __init__(

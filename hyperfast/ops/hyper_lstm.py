@@ -1,4 +1,4 @@
-"""One layer of HyperLSTM, or of the LSTM that is its simplest case, over all time steps.
+"""One layer of HyperLSTM, or of the LSTM that is its simplest case, over all time steps; hyper_lstm_rnn.py: HyperRNN.
 
 The raw ops take 23 tensors in the order of NAMES, empty where a layer has no such part; R rows are those of all steps,
 one step after the other, and batch_sizes [T] int64 on the CPU says how many each step has (empty: R / B steps of B):
@@ -8,7 +8,8 @@ one step after the other, and batch_sizes [T] int64 on the CPU says how many eac
     hyper_lstm_backward_{cpp,triton}(grads of the four, tensors, those four, saved, batch_sizes, seed, ints, floats,
         want_x, want_weights) -> a gradient for each of the tensors (empty where there is none, or not wanted)
 
-`saved` is a kernel's own, and empty without `save`. ints and floats are Options as encode() writes them.
+`saved` is a kernel's own, and empty without `save`. ints and floats are Options as encode() writes them. G gates: 4; in
+an RNN 1, whose c and hyper_c are [B,0] and [R,0].
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .. import backends, native
 from ..reference import hyper_lstm as reference
+from ..reference import hyper_lstm_rnn as reference_rnn
 from ..reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scaling, States
+from ..reference.hyper_lstm_rnn import RNNCell
+from . import hyper_lstm_vmap
 from .checks import autocast, check_tensor, check_together
 
 backends.register("hyper_lstm", "cpp", "triton")
@@ -33,6 +37,7 @@ NAMES = ("x", "h", "c", "hyper_h", "hyper_c",
          *Cell._fields, *(f"hyper_{name}" for name in Cell._fields), *Scaling._fields)  # fmt: skip
 _STATE, _CELL, _HYPER, _SCALING = slice(1, 5), slice(5, 10), slice(10, 15), slice(15, 23)
 _PANEL_BYTES = 64
+CELLS = ("lstm", "tanh", "relu")  # in the order of csrc/hyper_lstm.h
 
 
 def hyper_lstm(
@@ -77,47 +82,58 @@ def hyper_lstm(
     if hyper is None:  # one tensor in two places is no graph for torch.compile
         hyper_state = [x.new_empty(state.main.h.shape[0], 0) for _ in range(2)]
     tensors = (x, *state.main, *hyper_state, *w, *(hyper or (None,) * 5), *(scaling or (None,) * 8))
-    _check(tensors, batch_sizes, seed)
-    tensors = autocast(x.device.type, *tensors)
-    weight_types = {t.dtype for t in tensors[5:] if t is not None}
-    chosen = backends.select("hyper_lstm", x.device.type, tensors[0].dtype, *weight_types)
+    return run("hyper_lstm", tensors, options, batch_sizes, seed)
+
+
+def run(
+    op: str, tensors: Sequence[Tensor | None], options: Options, batch_sizes: Tensor | None, seed: Tensor | None
+) -> States:
+    """Checks the 23 tensors and runs the recurrence on the backend that serves `op`."""
+    x = _check(tensors, options.cell, batch_sizes, seed)
+    given = autocast(x.device.type, *tensors)
+    weight_types = {t.dtype for t in given[5:] if t is not None}
+    chosen = backends.select(op, x.device.type, given[0].dtype, *weight_types)
     if seed is None or (options.recurrent_dropout == 0 and options.hyper_recurrent_dropout == 0):
         seed = x.new_empty(0, dtype=torch.int64)
     if batch_sizes is None:
         batch_sizes = torch.empty(0, dtype=torch.int64)
     if chosen == "reference":
-        return evaluate(tensors, batch_sizes, seed, options)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return States(*HyperLSTM.apply(*tensors, batch_sizes, seed, *encode(options), chosen, save)[:4])
+        return evaluate(given, batch_sizes, seed, options)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    return States(*HyperLSTM.apply(*given, batch_sizes, seed, *encode(options), chosen, save)[:4])
 
 
-# The shape of each tensor: sizes by their names in the docstrings.
+# The shape of each tensor: sizes by their names in the docstrings, C those of c.
 _SHAPES = {
-    "x": ("R", "I"), "h": ("B", "H"), "c": ("B", "H"), "hyper_h": ("B", "K"), "hyper_c": ("B", "K"),
-    "weight_ih": ("4H", "I"), "weight_hh": ("4H", "H"), "bias": ("4H",), "ln_weight": ("5", "H"), "ln_bias": ("5", "H"),
-    "hyper_weight_ih": ("4K", "H+I"), "hyper_weight_hh": ("4K", "K"), "hyper_bias": ("4K",),
+    "x": ("R", "I"), "h": ("B", "H"), "c": ("B", "C_H"), "hyper_h": ("B", "K"), "hyper_c": ("B", "C_K"),
+    "weight_ih": ("GH", "I"), "weight_hh": ("GH", "H"), "bias": ("GH",), "ln_weight": ("5", "H"), "ln_bias": ("5", "H"),
+    "hyper_weight_ih": ("GK", "H+I"), "hyper_weight_hh": ("GK", "K"), "hyper_bias": ("GK",),
     "hyper_ln_weight": ("5", "K"), "hyper_ln_bias": ("5", "K"),
-    "z_h_weight": ("4", "Z", "K"), "z_x_weight": ("4", "Z", "K"), "z_b_weight": ("4", "Z", "K"),
-    "z_h_bias": ("4", "Z"), "z_x_bias": ("4", "Z"),
-    "d_h_weight": ("4", "H", "Z"), "d_x_weight": ("4", "H", "Z"), "d_b_weight": ("4", "H", "Z"),
+    "z_h_weight": ("G", "Z", "K"), "z_x_weight": ("G", "Z", "K"), "z_b_weight": ("G", "Z", "K"),
+    "z_h_bias": ("G", "Z"), "z_x_bias": ("G", "Z"),
+    "d_h_weight": ("G", "H", "Z"), "d_x_weight": ("G", "H", "Z"), "d_b_weight": ("G", "H", "Z"),
 }  # fmt: skip
-_DOCUMENTED = {name: f"[{','.join(shape)}]" for name, shape in _SHAPES.items()}
+# G and C by the kind of cell.
+_WRITTEN = {False: {"G": "1", "GH": "H", "GK": "K", "C_H": "0", "C_K": "0"},
+            True: {"G": "4", "GH": "4H", "GK": "4K", "C_H": "H", "C_K": "K"}}  # fmt: skip
 
 
-def _check(tensors: Sequence[Tensor | None], batch_sizes: Tensor | None, seed: Tensor | None) -> None:
+def _check(tensors: Sequence[Tensor | None], cell: str, batch_sizes: Tensor | None, seed: Tensor | None) -> Tensor:
+    """Raises for what is wrong, and returns x."""
     given = {name: t for name, t in zip(NAMES, tensors, strict=True) if t is not None}
+    written = _WRITTEN[cell == "lstm"]
+    shapes = {name: [written.get(size, size) for size in _SHAPES[name]] for name in given}
+    documented = {name: f"[{','.join(shape)}]" for name, shape in shapes.items()}
     for name, t in given.items():
-        check_tensor(name, t, (len(_SHAPES[name]),), _DOCUMENTED[name])
+        check_tensor(name, t, (len(shapes[name]),), documented[name])
     x, batch, h, i = given["x"], given["h"].shape[0], given["h"].shape[1], given["x"].shape[1]
     k, z = given["hyper_h"].shape[1], given["z_h_weight"].shape[1] if "z_h_weight" in given else 0
     sizes = {"R": x.shape[0], "B": batch, "I": i, "H": h, "K": k, "Z": z, "4H": 4 * h, "4K": 4 * k, "H+I": h + i,
-             "4": 4, "5": 5}  # fmt: skip
+             "0": 0, "1": 1, "4": 4, "5": 5}  # fmt: skip
     for name, t in given.items():
-        for dim, size in enumerate(_SHAPES[name]):
+        for dim, size in enumerate(shapes[name]):
             if t.shape[dim] != sizes[size]:
-                raise ValueError(
-                    f"{name} must be {_DOCUMENTED[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}"
-                )
+                raise ValueError(f"{name} must be {documented[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}")
     check_together(**given)
     dtypes = {t.dtype for name, t in given.items() if name in NAMES[:5]}
     if len(dtypes) > 1:
@@ -127,6 +143,7 @@ def _check(tensors: Sequence[Tensor | None], batch_sizes: Tensor | None, seed: T
     _check_rows(x, batch, batch_sizes)
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device):
         raise ValueError(f"seed must be one int64 on {x.device}; got {tuple(seed.shape)} {seed.dtype} on {seed.device}")
+    return x
 
 
 def _check_rows(x: Tensor, batch: int, batch_sizes: Tensor | None) -> None:
@@ -155,11 +172,16 @@ def evaluate(tensors: Sequence[Tensor | None], batch_sizes: Tensor, seed: Tensor
     for t in given:
         dtype = torch.promote_types(dtype, t.dtype)
     wide: list[Any] = [None if t is None else t.to(dtype) for t in tensors]
+    steps = steps_of(len(x), wide[1].shape[0], batch_sizes)
+    if options.cell != "lstm":
+        cells = RNNCell(*wide[5:8]), RNNCell(*wide[10:13]), Scaling(*wide[_SCALING])
+        h, hyper_h = reference_rnn.hyper_rnn(wide[0], steps, wide[1], wide[3], *cells, options.cell)
+        return States(*(t.to(x.dtype) for t in (h, h[:, :0], hyper_h, hyper_h[:, :0])))
     cell, hyper = (None if part[0] is None else Cell(*part) for part in (wide[_CELL], wide[_HYPER]))
     assert cell is not None
     state = HyperState(LSTMState(*wide[1:3]), LSTMState(*wide[3:5]))
     out = reference.hyper_lstm(
-        wide[0], steps_of(len(x), wide[1].shape[0], batch_sizes), state, cell, hyper,
+        wide[0], steps, state, cell, hyper,
         None if wide[15] is None else Scaling(*wide[_SCALING]), options, seed if seed.numel() else None,
     )  # fmt: skip
     return States(*(t.to(x.dtype) for t in out))
@@ -199,8 +221,7 @@ class HyperLSTM(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args):
-        results = [HyperLSTM.apply(*_sample(args, in_dims, i)) for i in range(info.batch_size)]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * 5
+        return hyper_lstm_vmap.forward(HyperLSTM.apply, info.batch_size, in_dims, args)
 
 
 class HyperLSTMBackward(torch.autograd.Function):
@@ -257,13 +278,7 @@ class HyperLSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args):
-        results = [HyperLSTMBackward.apply(*_sample(args, in_dims, i)) for i in range(info.batch_size)]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(NAMES)
-
-
-def _sample(args: tuple, in_dims: tuple, i: int) -> list:
-    """The arguments of one sample: weights differ from sample to sample, so each is a recurrence of its own."""
-    return [a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)]
+        return hyper_lstm_vmap.backward(HyperLSTMBackward.apply, info.batch_size, in_dims, args)
 
 
 def _filled(tensors: Sequence[Tensor | None]) -> list[Tensor]:
@@ -272,31 +287,31 @@ def _filled(tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def encode(options: Options) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Options as the raw ops take them: (previous, layer), (forget bias, both probabilities of dropping)."""
-    ints = (int(options.embedding_from == "previous"), options.layer)
+    """Options as the raw ops take them: (previous, layer, cell), (forget bias, both probabilities of dropping)."""
+    ints = (int(options.embedding_from == "previous"), options.layer, CELLS.index(options.cell))
     return ints, (options.forget_bias, options.recurrent_dropout, options.hyper_recurrent_dropout)
 
 
 def decode(ints: Sequence[int], floats: Sequence[float]) -> Options:
     """The Options that encode() wrote down."""
-    return Options(("current", "previous")[ints[0]], floats[0], floats[1], floats[2], ints[1])
+    return Options(("current", "previous")[ints[0]], floats[0], floats[1], floats[2], ints[1], CELLS[ints[2]])
 
 
 # ---- raw ops ----------------------------------------------------------------------------------------
 
 
-def saved_width(hidden: int, hyper: int, dtype: torch.dtype, backend: str = "cpp") -> int:
+def saved_width(gates: int, hidden: int, hyper: int, dtype: torch.dtype, backend: str = "cpp") -> int:
     """Values that a kernel saves for a row: the products with h and hyper_h, in C++ each gate in whole vectors."""
     lanes = _PANEL_BYTES // (8 if dtype == torch.float64 else 4) if backend == "cpp" else 1
-    return sum(4 * math.ceil(units / lanes) * lanes for units in (hidden, hyper))
+    return sum(gates * math.ceil(units / lanes) * lanes for units in (hidden, hyper))
 
 
 def _fake(backend, tensors, batch_sizes, seed, ints, floats, save):
     x, h, hyper_h = tensors[0], tensors[1], tensors[3]
     rows, wide = x.shape[0], torch.promote_types(x.dtype, torch.float32)
-    width = saved_width(h.shape[1], hyper_h.shape[1], wide, backend)
+    width = saved_width(1 if ints[2] else 4, h.shape[1], hyper_h.shape[1], wide, backend)
     saved = x.new_empty((rows, width) if save else (0, 0), dtype=wide)
-    return *(x.new_empty((rows, t.shape[1])) for t in (h, h, hyper_h, hyper_h)), saved
+    return *(x.new_empty((rows, t.shape[1])) for t in tensors[1:5]), saved
 
 
 def _fake_backward(grads, tensors, outputs, batch_sizes, seed, ints, floats, want_x, want_weights):

@@ -140,6 +140,8 @@ class Options:
     hyper_recurrent_dropout: float = 0.0
     layer: int = 0
     """Dropout's masks are those of layers 2 * layer (main cell) and 2 * layer + 1 (hyper cell) under one seed."""
+    cell: str = "lstm"
+    """Of both cells; "tanh" or "relu": HyperRNN (hyper_lstm_rnn.py), without c, layer norm and the options above."""
 
 
 class States(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import hyper_lstm
 from .hyper_lstm import Scales, Scaling, scales_of
 
 
@@ -71,3 +72,24 @@ def hyper_rnn(
         return h[:0] + x.sum(), hyper_h[:0] + x.sum()
     hs, hyper_hs = zip(*steps, strict=True)
     return torch.cat(hs), torch.cat(hyper_hs)
+
+
+def make_inputs(
+    steps: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    hyper_size: int,
+    embedding_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, RNNCell, RNNCell, Scaling]:
+    """x [T*B,I], h [B,H], hyper_h [B,K] and the weights of equation 8: of hyper_lstm's inputs the first gate."""
+    x, state, w, hyper, scaling = hyper_lstm.make_inputs(
+        steps, batch, input_size, hidden_size, hyper_size, embedding_size, dtype=dtype, device=device, seed=seed
+    )
+    own = RNNCell(w.weight_ih[:hidden_size], w.weight_hh[:hidden_size], w.bias[:hidden_size])
+    small = RNNCell(hyper.weight_ih[:hyper_size], hyper.weight_hh[:hyper_size], hyper.bias[:hyper_size])
+    return x, state.main.h, state.hyper.h, own, small, Scaling(*(t[:1] for t in scaling))
