@@ -44,16 +44,17 @@ def score(
     """One pass over the networks: alone, and in disjoint ensembles of members i*size ... (i+1)*size - 1."""
     sizes = [size for size in settings.ensemble_sizes if size <= settings.networks]
     ensembles = {size: _Ensembles(size, settings.repeats, data.labels) for size in sizes}
-    single = []
+    # Not a list of small tensors: each would lie behind the large ones of its turn, and malloc could not reuse those.
+    single = torch.empty(settings.networks, dtype=torch.float64)
     for start in range(0, settings.networks, NETWORKS_AT_ONCE):
         indices = torch.arange(start, min(start + NETWORKS_AT_ONCE, settings.networks))
         logits = outputs(net, sampler(indices), data.images)
-        single.append((logits.argmax(-1) == data.labels).double().mean(1).cpu())
+        single[start : start + len(indices)] = (logits.argmax(-1) == data.labels).double().mean(1).cpu()
         for ensemble in ensembles.values():
             ensemble.add(logits)
         progress(start + len(indices))
     return Scores(
-        torch.cat(single),
+        single,
         {size: e.vote for size, e in ensembles.items()},
         {size: e.mean_prob for size, e in ensembles.items()},
     )
