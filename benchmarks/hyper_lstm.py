@@ -75,13 +75,13 @@ def _grouped(tensors: tuple[Tensor, ...]) -> tuple[Tensor, HyperState, Cell, Cel
 
 def _in_float32(run: Any) -> Implementation:
     """Of a baseline that has no mixed types: on float32 copies, which it makes before the clock starts."""
-    copies: dict[int, Tensor] = {}
+    copies: dict[int, tuple[Tensor, Tensor]] = {}  # of an id: the tensor, which so keeps its id, and its copy
 
     def converted(*tensors: Tensor) -> Tensor:
         for t in tensors:
             if id(t) not in copies:
-                copies[id(t)] = t.to(tensors[0].dtype)
-        return run(*(copies[id(t)] for t in tensors))
+                copies[id(t)] = t, t.to(tensors[0].dtype)
+        return run(*(copies[id(t)][1] for t in tensors))
 
     return converted
 
