@@ -262,8 +262,11 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown family {', '.join(sorted(unknown))}; choose from {', '.join(FAMILIES)}")
 
+    from . import report
+
     device = torch.device(options.device)
     where, rows, failed = environment(device), [], False
+    target = options.json or (None if options.quick else RESULTS / f"{_slug(where['device'])}.json")
     names = [n for n in options.baseline.split(",") if n]
     for family in options.families or FAMILIES:
         every = importlib.import_module(f"{__package__}.{family}").cases()
@@ -280,11 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
                        **where, **measure(case, device, names, options.quick, backward)}  # fmt: skip
                 rows.append(row)
                 print(_line(row), flush=True)
-    from . import report
-
-    target = options.json or (None if options.quick else RESULTS / f"{_slug(where['device'])}.json")
-    if target:
-        report.store(target, rows)
+                if target:
+                    report.store(target, [row])  # at once: a later case may fail
     if options.report:
         options.report.write_text(report.table(rows))
     return 1 if failed else 0
