@@ -10,30 +10,43 @@
 namespace hyperfast {
 namespace HF_ISA {
 
-// n values of a tile's gradient for slice o, from `first` on; those of the penalty included.
+// A tile's gradient for slice o, that of the penalty included: [S], zeros behind it up to whole panels.
 template <class T>
 HF_INLINE void load_gradient(const TiledConvProblem& p, const TiledConvGradients& g, const TiledConvTile& tile,
-                             int64_t o, int64_t first, int64_t n, T* to) {
-  const int64_t at = tile.offset + o * tile.stride + first;
+                             int64_t o, int64_t n, T* to) {
+  const int64_t at = tile.offset + o * tile.stride;
   if (const void* grad = g.grads[tile.kernel])
     load_row(to, element(grad, p.data, at), p.data, n);
   else
     for (int64_t i = 0; i < n; ++i) to[i] = 0;
-  if (g.twice_gpenalty != 0) {
-    T value[kPanel<T>];
-    for (int64_t done = 0; done < n; done += kPanel<T>) {
-      const int64_t some = min64(kPanel<T>, n - done);
-      load_row(value, element(g.kernels[tile.kernel], p.data, at + done), p.data, some);
-      for (int64_t i = 0; i < some; ++i) to[done + i] += T(g.twice_gpenalty) * value[i];
-    }
+  for (int64_t i = n; i < round_up(n, kPanel<T>); ++i) to[i] = 0;
+  if (g.twice_gpenalty == 0) return;
+  T value[kPanel<T>];
+  for (int64_t done = 0; done < n; done += kPanel<T>) {
+    const int64_t some = min64(kPanel<T>, n - done);
+    load_row(value, element(g.kernels[tile.kernel], p.data, at + done), p.data, some);
+    for (int64_t i = 0; i < some; ++i) to[done + i] += T(g.twice_gpenalty) * value[i];
   }
+}
+
+// A tile's gradient lies in n_out places far apart, which no hardware foresees: they are fetched so many tiles ahead.
+constexpr int64_t kAhead = 4;
+HF_INLINE void prefetch_gradient(const TiledConvProblem& p, const TiledConvGradients& g, int64_t t, int64_t end,
+                                 int64_t o, int64_t n) {
+  if (t + kAhead >= end) return;
+  const TiledConvTile& tile = p.tiles[t + kAhead];
+  const void* grad = g.grads[tile.kernel];
+  if (!grad) return;
+  const char* from = static_cast<const char*>(element(grad, p.data, tile.offset + o * tile.stride));
+  for (int64_t line = 0; line < n * bytes_of(p.data); line += 64) __builtin_prefetch(from + line);
 }
 
 // ---- embeddings: gz[t] = sum over o and s of V[(o, s)] g[t, o, s] --------------------------------
 
 template <class T>
 static int64_t embeddings_scratch(const TiledConvProblem& p) {
-  return kTiles * (p.n_in * p.taps + panels_of<T>(p.embedding) * kPanel<T>)*int64_t(sizeof(T)) + 128;
+  const int64_t panels = panels_of<T>(p.n_in * p.taps) + panels_of<T>(p.embedding);
+  return kTiles * panels * kPanel<T> * int64_t(sizeof(T));
 }
 
 template <class T>
@@ -42,15 +55,19 @@ static void embeddings(const TiledConvProblem& p, const TiledConvGradients& g, i
   constexpr int64_t lanes = kPanel<T>;
   const Shared<T> m(p, p.shared);
   Arena arena{static_cast<char*>(scratch)};
-  T* gradient = arena.take<T>(kTiles * m.slice);
+  const int64_t width = m.slice_panels * lanes;
+  T* gradient = arena.take<T>(kTiles * width);
   T* sums = arena.take<T>(kTiles * m.z_panels * lanes);
   const int64_t fold_stride = p.n_out * m.slice * lanes;
   for (int64_t t = begin; t < end; t += kTiles) {
     const int64_t n = min64(kTiles, end - t);
     for (int64_t o = 0; o < p.n_out; ++o) {
-      for (int64_t i = 0; i < n; ++i) load_gradient(p, g, p.tiles[t + i], o, 0, m.slice, gradient + i * m.slice);
+      for (int64_t i = 0; i < n; ++i) {
+        prefetch_gradient(p, g, t + i, t + n, o, m.slice);
+        load_gradient(p, g, p.tiles[t + i], o, m.slice, gradient + i * width);
+      }
       const PanelProduct<1, T> product{
-          gradient, m.slice, m.fold + o * m.slice * lanes, fold_stride, m.slice, sums, kTiles * lanes, nullptr, o > 0};
+          gradient, width, m.fold + o * m.slice * lanes, fold_stride, m.slice, sums, kTiles * lanes, nullptr, o > 0};
       for_tiles(product, m.z_panels, n);
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -68,13 +85,14 @@ static void embeddings(const TiledConvProblem& p, const TiledConvGradients& g, i
 template <class T>
 static int64_t outputs_scratch(const TiledConvProblem& p) {
   const int64_t slice = panels_of<T>(p.n_in * p.taps) * kPanel<T>;
-  return ((kSummed + 2) * slice + p.taps * panels_of<T>(p.hidden) * kPanel<T> + p.taps) * int64_t(sizeof(T)) + 320;
+  const int64_t weight = p.taps * panels_of<T>(p.hidden) * kPanel<T>;
+  return ((kSummed + 3) * slice + weight + round_up(p.taps, kPanel<T>)) * int64_t(sizeof(T));
 }
 
 // gfold[(o, i, q), z] = sum over t of g[t, o, i, q] z_t[z], and in the column behind Z the sum of g.
 template <class T>
 static void fold_gradient(const TiledConvProblem& p, const TiledConvGradients& g, const Shared<T>& m, int64_t o,
-                          T* block, T* total, T* part) {
+                          T* block, T* total, T* part, T* row) {
   constexpr int64_t lanes = kPanel<T>;
   T* own = m.gfold + o * p.taps * lanes;
   for (int64_t panel = 0; panel < p.n_in * m.in_panels; ++panel)
@@ -83,13 +101,15 @@ static void fold_gradient(const TiledConvProblem& p, const TiledConvGradients& g
   for (int64_t t = 0; t < p.count; t += kSummed) {
     const int64_t n = min64(kSummed, p.count - t);
     for (int64_t s = 0; s < m.slice_panels * lanes; ++s) part[s] = 0;
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t s = 0; s < m.slice; s += lanes) {
-        T* to = block + (s / lanes * kSummed + i) * lanes;
-        const int64_t some = min64(lanes, m.slice - s);
-        load_gradient(p, g, p.tiles[t + i], o, s, some, to);
-        for (int64_t lane = 0; lane < some; ++lane) part[s + lane] += to[lane];
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_gradient(p, g, t + i, p.count, o, m.slice);
+      load_gradient(p, g, p.tiles[t + i], o, m.slice, row);
+      for (int64_t s = 0; s < m.slice; s += kLanes<T>) {
+        const Vec<T> values = load(row + s);
+        store(block + (s / lanes * kSummed + i) * lanes + s % lanes, values);
+        store(part + s, load(part + s) + values);
       }
+    }
     for (int64_t s = 0; s < m.slice; ++s) total[s] += part[s];
     const PanelProduct<int(lanes), T> product{
         block, kSummed * lanes, m.embeddings + t * lanes, p.count * lanes, n, own, m.rows * lanes, m.slice_at, true};
@@ -107,10 +127,11 @@ static void outputs(const TiledConvProblem& p, const TiledConvGradients& g, int6
   T* block = arena.take<T>(kSummed * m.slice_panels * lanes);
   T* total = arena.take<T>(m.slice_panels * lanes);
   T* part = arena.take<T>(m.slice_panels * lanes);
+  T* row = arena.take<T>(m.slice_panels * lanes);
   T* weight = arena.take<T>(p.taps * m.hidden_panels * lanes);
   T* bias = arena.take<T>(p.taps);
   for (int64_t o = begin; o < end; ++o) {
-    fold_gradient(p, g, m, o, block, total, part);
+    fold_gradient(p, g, m, o, block, total, part, row);
     // gweight_out[(o, q), h] = sum over i and z of gfold[(o, i, q), z] weight_in[i, h, z], the biases as column Z.
     for (int64_t i = 0; i < p.n_in; ++i) {
       const T* rows = m.gfold + (i * m.in_panels * m.rows + o * p.taps) * lanes;

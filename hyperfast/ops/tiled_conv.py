@@ -155,7 +155,8 @@ class TiledConvBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(spec, *tensors):
+    def forward(*args):
+        spec, *tensors = args if isinstance(args[0], tuple) else args[1:]  # torch.compile puts a context before them
         chosen, count, want_zs, want_weights = spec
         grads, gpenalty, weights, zs, kernels = _parts(tensors, count)
         none = weights[0].new_empty(0)
