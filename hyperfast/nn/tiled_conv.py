@@ -104,15 +104,15 @@ class TileHypernetwork(nn.Module):
         if not convolutions:
             raise ValueError(f"model must have a HyperConv2d with this generator; got {type(model).__name__} with none")
         assembly = Assembly(self, convolutions)
-        before = [m.__dict__["_assembly"] for m in convolutions]
-        for m in convolutions:
-            m.__dict__["_assembly"] = assembly
+        before = [m._assembly for m in convolutions]
+        for i, m in enumerate(convolutions):
+            m._assembly = assembly, i
         try:
             yield assembly
             assembly.check()
         finally:
             for m, outer in zip(convolutions, before, strict=True):
-                m.__dict__["_assembly"] = outer
+                m._assembly = outer
 
     def extra_repr(self) -> str:
         return (
@@ -126,7 +126,6 @@ class Assembly:
 
     def __init__(self, generator: TileHypernetwork, convolutions: Sequence[HyperConv2d]) -> None:
         self._generator, self._convolutions = generator, convolutions
-        self._places = {id(m): i for i, m in enumerate(convolutions)}
         self._now = self._parameters()
         self._versions = [t._version for t in self._now]
         self._made: dict[Any, tuple[list[Tensor], Tensor]] = {}
@@ -139,16 +138,16 @@ class Assembly:
     def _get(self) -> tuple[list[Tensor], Tensor]:
         """Kernels and penalty; made again where autocast or the grad mode is not what it was when they were made."""
         device = self._now[0].device.type
-        mode = (
-            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
-        )  # fmt: skip
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        mode = torch.is_grad_enabled(), autocast
         if mode not in self._made:
             self._made[mode] = self._generator.assemble([m.embedding for m in self._convolutions], penalty=True)
         return self._made[mode]
 
     def check(self) -> None:
         """Raises RuntimeError where a parameter is not what the kernels were made of."""
+        if torch.compiler.is_compiling():  # no graph sees versions; the check at the block's end does
+            return
         now = self._parameters()
         changed = [
             i for i, (t, was, version) in enumerate(zip(now, self._now, self._versions, strict=True))
@@ -173,10 +172,6 @@ class Assembly:
         """[], float32 at least: the sum of the squares of all kernels' elements, differentiable."""
         self.check()
         return self._get()[1]
-
-    def kernel_of(self, convolution: HyperConv2d) -> Tensor:
-        """[out, in, kh, kw] of one of the convolutions."""
-        return self.kernels[self._places[id(convolution)]]
 
 
 class HyperConv2d(nn.Module):
@@ -224,7 +219,7 @@ class HyperConv2d(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = nn.Parameter(torch.empty(rows, cols, generator.embedding_size, **factory))
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
-        self.__dict__["_assembly"] = None
+        self._assembly: tuple[Assembly, int] | None = None  # kernels made at once, and the place of this one's
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -240,8 +235,10 @@ class HyperConv2d(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The kernel [out, in, kh, kw], differentiable; inside `assembled` one of those made at once."""
-        assembly = self.__dict__["_assembly"]
-        return self.generator(self.embedding) if assembly is None else assembly.kernel_of(self)
+        if self._assembly is None:
+            return self.generator(self.embedding)
+        assembly, place = self._assembly
+        return assembly.kernels[place]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H', W'], as nn.Conv2d; also without N."""
