@@ -141,45 +141,74 @@ def test_the_penalty_comes_with_the_kernels():
     torch.testing.assert_close(torch.autograd.grad(penalty, net.g.weight_in)[0], expected)
 
 
-def test_a_changed_parameter_is_an_error():
-    net, x = Net(), images()
-    with pytest.raises(RuntimeError, match="stale: weight_in changed inside assembled"), net.g.assembled(net):
-        net(x)
-        with torch.no_grad():
-            net.g.weight_in.add_(1)
-        net(x)
-    with pytest.raises(RuntimeError, match="the embedding of convolution 1 changed"), net.g.assembled(net):
-        net.last.embedding = nn.Parameter(net.last.embedding.detach() + 1)
-        net(x)
-    with pytest.raises(RuntimeError, match="stale"), net.g.assembled(net) as kernels:
-        with torch.no_grad():
-            net.g.bias_out.add_(1)
+def add_one(p):
+    with torch.no_grad():
+        p.add_(1)
+
+
+def change_generator(net):
+    net(images())
+    add_one(net.g.weight_in)
+    net(images())
+
+
+def replace_embedding(net):
+    net.last.embedding = nn.Parameter(net.last.embedding.detach() + 1)
+    net(images())
+
+
+def step_and_leave(net):
+    """No kernel is used again, or by a compiled model, which would not look."""
+    net(images()).sum().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+
+
+def break_off(net):
+    add_one(net.g.weight_in)
+    raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (change_generator, RuntimeError, r"stale: weight_in changed inside assembled\(\)"),
+        (replace_embedding, RuntimeError, "the embedding of convolution 1 changed"),
+        (step_and_leave, RuntimeError, "step the optimiser after the block"),
+        (break_off, KeyError, "mine"),
+    ],
+)
+def test_a_changed_parameter_is_an_error(change, error, words):
+    """That hides no other; outside all is well."""
+    net = Net()
+
+    def block():
+        with net.g.assembled(net):
+            change(net)
+
+    with pytest.raises(error, match=words):
+        block()
+    assert net.conv._assembly is None
+    net(images())
+
+
+def test_a_stale_penalty_is_an_error():
+    net = Net()
+    kernels = net.g.assembled(net).__enter__()
+    add_one(net.g.bias_out)
+    with pytest.raises(RuntimeError, match="bias_out changed"):
         kernels.penalty  # noqa: B018
-    net(x)  # outside all is well
 
 
-def test_a_step_inside_is_an_error_at_the_end():
-    """Also where no kernel is used again, and where a compiled model would not look."""
+def test_steps_between_blocks():
     net, x = Net(), images()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    with pytest.raises(RuntimeError, match="step the optimiser after the block"), net.g.assembled(net):
-        net(x).sum().backward()
-        optimizer.step()
     for _ in range(2):
         with net.g.assembled(net):
             loss = net(x).square().sum()
+        assert loss == net(x).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def test_an_error_inside_is_not_hidden():
-    net = Net()
-    with pytest.raises(KeyError, match="mine"), net.g.assembled(net):
-        with torch.no_grad():
-            net.g.weight_in.add_(1)
-        raise KeyError("mine")
-    assert net.conv._assembly is None
 
 
 def test_modes_inside_do_not_mix(monkeypatch):
@@ -339,5 +368,5 @@ def test_user_errors(make, words):
 
 
 def test_a_generator_is_a_generator():
-    with pytest.raises(TypeError, match="generator must be an hf.nn.TileHypernetwork; got Linear"):
+    with pytest.raises(TypeError, match=r"generator must be an hf\.nn\.TileHypernetwork; got Linear"):
         hf.nn.HyperConv2d(16, 16, nn.Linear(1, 1))

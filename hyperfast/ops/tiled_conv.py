@@ -208,7 +208,9 @@ class TiledConvBackward(torch.autograd.Function):
         return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
-def _parts(tensors: Sequence[Any], count: int) -> tuple[Sequence[Any], Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
+def _parts(
+    tensors: Sequence[Any], count: int
+) -> tuple[Sequence[Any], Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
     """grads, gpenalty, weights, zs, kernels of TiledConvBackward's arguments."""
     zs = count + 1 + _WEIGHTS
     return tensors[:count], tensors[count], tensors[count + 1 : zs], tensors[zs : zs + count], tensors[zs + count :]
