@@ -8,7 +8,7 @@
 //     V[(o, i, q), z] = sum_h weight_out[o, q, h] weight_in[i, h, z]
 //     c[(o, i, q)]    = sum_h weight_out[o, q, h] bias_in[i, h] + bias_out[o, q]
 // which costs N_in N_out kh kw Z (d + tiles) products where one layer after the other costs
-// N_in d tiles (Z + N_out kh kw): 142 to 206 million for the 966 tiles of WRN 40-2. The penalty is the sum of tile^2,
+// N_in d tiles (Z + N_out kh kw): 152 to 206 million for the 966 tiles of WRN 40-2. The penalty is the sum of tile^2,
 // before rounding to the kernels' type.
 //
 // zs [rows, cols, Z], kernels and grads [cols * N_out, rows * N_in, kh, kw], weights as in hyperfast/ops/tiled_conv.py,

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common import TRITON_TYPES, dot_precision, dot_type, power_of_two
-from .product import operand, product
+from .product import Operand, operand, product
 
 # Parts of the sums over tiles: with 3 blocks of rows and 16 slices of WRN, a program for each multiprocessor of a large GPU.
 PARTS = 4
@@ -35,7 +36,8 @@ PARTS = 4
 class TiledConvConfig:
     """Tiles of the products: t tiles, m of (o, q), h hidden and z embedding elements at a time. Speed not measured.
 
-    Strict float32 has no tensor cores and takes 8 warps and one stage, as in product.py.
+    Strict float32 has no tensor cores: with 64 tiles and 64 elements ptxas spills 240 bytes of the forward on sm_80 and
+    4552 of the fold's gradient; with 64 of more than 64 hidden elements 16 bytes on sm_90. TF32 spills 8 bytes with 32.
     """
 
     t: int
@@ -47,10 +49,13 @@ class TiledConvConfig:
 
     @classmethod
     def for_shape(cls, tiles: int, rows: int, hidden: int, embedding: int, dot: torch.dtype) -> TiledConvConfig:
+        strict = dot_precision(dot) == "ieee" and dot == torch.float32
+        t = z = 32 if strict else 64
+        h = 32 if strict and hidden > 64 else 64
         warps, stages = (8, 1) if dot == torch.float32 else (4, 2)
         return cls(
-            min(64, power_of_two(tiles)), min(64, power_of_two(rows)), min(64, power_of_two(hidden)),
-            min(64, power_of_two(embedding)), warps, stages,
+            min(t, power_of_two(tiles)), min(64, power_of_two(rows)), min(h, power_of_two(hidden)),
+            min(z, power_of_two(embedding)), warps, stages,
         )  # fmt: skip
 
 
@@ -136,11 +141,11 @@ def embedding_gradient_kernel(
 @triton.jit
 def fold_gradient_kernel(
     grad, z, table, gfold, TILES, SPAN, SLICES: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
-    Z: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr, BZ: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    Z: tl.constexpr, WIDTH: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr, BZ: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """gfold[part, i, (o, q), z] = sum over SPAN tiles of grad[t, o, i, q] z[t, z]: BM rows, one slice, BZ elements.
+    """gfold[part, (o, q), i, z] = sum over SPAN tiles of grad[t, o, i, q] z[t, z]: BM rows, one slice, BZ elements.
 
-    gfold [PARTS,SLICES,ROWS,Z+1] float32: in the last column the sum of grad, for the biases.
+    gfold [PARTS,ROWS,SLICES,WIDTH] float32: in column Z the sum of grad, for the biases; what is behind stays 0.
     """
     Z_BLOCKS: tl.constexpr = (Z + BZ - 1) // BZ
     M_BLOCKS: tl.constexpr = (ROWS + BM - 1) // BM
@@ -161,7 +166,7 @@ def fold_gradient_kernel(
         zt = tl.load(z + t[:, None] * Z + e[None, :], own[:, None] & (e[None, :] < Z), 0.0)
         acc = tl.dot(g.to(DOT), zt.to(DOT), acc, input_precision=PRECISION)
         total += tl.sum(g.to(tl.float32), 1)
-    row = gfold + ((part * SLICES + i) * ROWS + m) * (Z + 1)
+    row = gfold + ((part * ROWS + m) * SLICES + i) * WIDTH
     tl.store(row[:, None] + e[None, :], acc, (m[:, None] < ROWS) & (e[None, :] < Z))
     tl.store(row + Z, total, (m < ROWS) & (block == 0))
 
@@ -270,18 +275,23 @@ def _weight_gradients(call: _Call, grad: Tensor, like: Sequence[Tensor]) -> list
     """Of weight_in, bias_in, weight_out, bias_out: shapes and dtypes of `like`."""
     c, shared = call.config(dot_type(grad.dtype, call.data))
     span = c.t * triton.cdiv(triton.cdiv(call.tiles, c.t), PARTS)
-    count, width = triton.cdiv(call.tiles, span), call.embedding + 1
-    parts = torch.empty((count, call.n_in, call.rows, width), dtype=torch.float32, device=call.device)
+    count, used = triton.cdiv(call.tiles, span), call.embedding + 1
+    width = 16 * triton.cdiv(used, 16)  # rows that begin at 64 bytes
+    parts = torch.zeros((count, call.rows, call.n_in, width), dtype=torch.float32, device=call.device)
     programs = count * call.n_in * triton.cdiv(call.rows, c.m) * triton.cdiv(call.embedding, c.z)
-    fold_gradient_kernel[(programs,)](grad, call.z, call.table, parts, call.tiles, span, **shared)
-    gfold = operand(parts.sum(0))
-    # The bias is one more column of weight_in; sums in float32, whatever the weights are stored in.
-    wide = operand(torch.cat([call.weights[0], call.weights[1].unsqueeze(2)], 2))
-    weight_out = operand(call.weights[2].view(call.rows, call.hidden))
+    fold_gradient_kernel[(programs,)](grad, call.z, call.table, parts, call.tiles, span, WIDTH=width, **shared)
+    gfold = parts.sum(0)
+    # In float32, whatever the weights are stored in. The bias is one more column.
+    weight_in, bias_in, weight_out, _ = (w.float() for w in call.weights)
+    outer = operand(weight_out.view(call.rows, call.hidden))
     both = torch.empty((call.n_in, call.hidden, width), dtype=like[0].dtype, device=call.device)
-    product(weight_out.T, gfold, operand(both), (call.n_in, call.hidden, width, call.rows), torch.float32)
+    slices = Operand(gfold, (width, call.n_in * width, 1))
+    product(outer.T, slices, operand(both), (call.n_in, call.hidden, used, call.rows), torch.float32)
+    columns = torch.cat([weight_in.transpose(1, 2), bias_in.unsqueeze(1)], 1)
+    columns = F.pad(columns, (0, 0, 0, width - used)).view(-1, call.hidden)
     gweight_out = torch.empty((call.rows, call.hidden), dtype=like[2].dtype, device=call.device)
-    shape = call.n_in, call.rows, call.hidden, width
-    product(gfold, wide.T, operand(gweight_out), shape, torch.float32, reduce=True)
-    gbias_out = gfold.tensor[..., -1].sum(0).to(like[3].dtype).view(like[3].shape)
-    return [both[..., :-1].clone(), both[..., -1].clone(), gweight_out.view(like[2].shape), gbias_out]
+    every = operand(gfold.view(call.rows, -1))
+    product(every, operand(columns), operand(gweight_out), (1, call.rows, call.hidden, len(columns)), torch.float32)
+    gbias_out = gfold[..., used - 1].sum(1).to(like[3].dtype).view(like[3].shape)
+    gweight_in, gbias_in = both[..., : used - 1].contiguous(), both[..., used - 1].contiguous()
+    return [gweight_in, gbias_in, gweight_out.view(like[2].shape), gbias_out]
