@@ -37,7 +37,8 @@ class TiledConvConfig:
     """Tiles of the products: t tiles, m of (o, q), h hidden and z embedding elements at a time. Speed not measured.
 
     Strict float32 has no tensor cores: with 64 tiles and 64 elements ptxas spills 240 bytes of the forward on sm_80 and
-    4552 of the fold's gradient; with 64 of more than 64 hidden elements 16 bytes on sm_90. TF32 spills 8 bytes with 32.
+    4552 of the fold's gradient; TF32 spills 8 bytes with 32 of each. Past 64 hidden or embedding elements blocks are of
+    32: of 64 ptxas spills 8 to 24 bytes on sm_90 and sm_100.
     """
 
     t: int
@@ -50,8 +51,8 @@ class TiledConvConfig:
     @classmethod
     def for_shape(cls, tiles: int, rows: int, hidden: int, embedding: int, dot: torch.dtype) -> TiledConvConfig:
         strict = dot_precision(dot) == "ieee" and dot == torch.float32
-        t = z = 32 if strict else 64
-        h = 32 if strict and hidden > 64 else 64
+        t, z = 32 if strict else 64, 32 if strict or embedding > 64 else 64
+        h = 32 if dot == torch.float32 and hidden > 64 else 64
         warps, stages = (8, 1) if dot == torch.float32 else (4, 2)
         return cls(
             min(t, power_of_two(tiles)), min(64, power_of_two(rows)), min(h, power_of_two(hidden)),
@@ -185,17 +186,21 @@ def _table(grids: tuple[tuple[int, int], ...], n_out: int, slice_size: int, devi
 
 
 class _Call:
-    """What both directions need: contiguous tensors, sizes, the table."""
+    """What both directions need: contiguous tensors, sizes, the table.
+
+    Weights of another type than the embeddings are copied to float32: they are few, and no kernel is of mixed types
+    (which ptxas would spill 8 bytes of).
+    """
 
     def __init__(self, zs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-        self.weights = [w.contiguous() for w in weights]
+        self.data = zs[0].dtype if zs else weights[0].dtype
+        self.weights = [(w if w.dtype == self.data else w.float()).contiguous() for w in weights]
         self.n_in, self.hidden, self.embedding = weights[0].shape
         self.n_out, kh, kw, _ = weights[2].shape
         self.taps, self.rows = kh * kw, self.n_out * kh * kw
         self.grids = tuple((z.shape[0], z.shape[1]) for z in zs)
         self.tiles = sum(math.prod(grid) for grid in self.grids)
         self.elements = self.tiles * self.n_in * self.rows
-        self.data = zs[0].dtype if zs else weights[0].dtype
         self.device = weights[0].device
         if self.elements:
             self.z = torch.cat([z.reshape(-1, self.embedding) for z in zs])
@@ -220,7 +225,7 @@ def assemble(zs: Sequence[Tensor], weights: Sequence[Tensor], penalty: bool) -> 
         (call.tiles, call.n_in) if penalty and call.elements else 0, dtype=torch.float32, device=call.device
     )
     if call.elements:
-        c, shared = call.config(dot_type(call.data, weights[0].dtype))
+        c, shared = call.config(dot_type(call.data, call.weights[0].dtype))
         assemble_kernel[(call.n_in * triton.cdiv(call.tiles, c.t),)](
             call.z, call.table, *call.weights, kernels, squares, call.tiles, D=call.hidden, SQUARES=penalty, BH=c.h,
             **shared,
@@ -286,12 +291,13 @@ def _weight_gradients(call: _Call, grad: Tensor, like: Sequence[Tensor]) -> list
     outer = operand(weight_out.view(call.rows, call.hidden))
     both = torch.empty((call.n_in, call.hidden, width), dtype=like[0].dtype, device=call.device)
     slices = Operand(gfold, (width, call.n_in * width, 1))
-    product(outer.T, slices, operand(both), (call.n_in, call.hidden, used, call.rows), torch.float32)
+    product(outer.T, slices, operand(both), (call.n_in, call.hidden, width, call.rows), torch.float32)
     columns = torch.cat([weight_in.transpose(1, 2), bias_in.unsqueeze(1)], 1)
     columns = F.pad(columns, (0, 0, 0, width - used)).view(-1, call.hidden)
     gweight_out = torch.empty((call.rows, call.hidden), dtype=like[2].dtype, device=call.device)
     every = operand(gfold.view(call.rows, -1))
-    product(every, operand(columns), operand(gweight_out), (1, call.rows, call.hidden, len(columns)), torch.float32)
+    shape = 1, call.hidden, call.rows, len(columns)  # the other way round gfx942 spills a scalar register
+    product(operand(columns).T, every.T, operand(gweight_out).T, shape, torch.float32)
     gbias_out = gfold[..., used - 1].sum(1).to(like[3].dtype).view(like[3].shape)
     gweight_in, gbias_in = both[..., : used - 1].contiguous(), both[..., used - 1].contiguous()
     return [gweight_in, gbias_in, gweight_out.view(like[2].shape), gbias_out]
