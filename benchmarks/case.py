@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Implementation = Callable[..., Tensor | tuple[Tensor, ...]]
+Implementation = Callable[..., Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)

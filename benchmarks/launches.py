@@ -15,6 +15,7 @@ from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
 from hyperfast.kernels.target_net_cnn_backward import batched_cnn_backward
 from hyperfast.kernels.target_net_dropout import dropout
+from hyperfast.kernels.tiled_conv import assemble, assemble_backward
 
 from hyperfast.models import targets
 from hyperfast.nn import TargetNet
@@ -22,6 +23,7 @@ from hyperfast.ops.hyper_lstm import encode
 from hyperfast.plan import CNN, MLP, Activation, Conv
 from hyperfast.reference import hyper_lstm as hyper_lstm_reference
 from hyperfast.reference import hyper_lstm_rnn as hyper_rnn_reference
+from hyperfast.reference import tiled_conv as tiled_conv_reference
 from hyperfast.reference.hyper_lstm import Options
 
 Launch = tuple[str, Callable[[], object]]
@@ -193,6 +195,23 @@ def _hyper_rnn(short: bool) -> Iterator[Launch]:
             yield f"{shape} {kind} backward", partial(hyper_lstm_backward, *backward)
 
 
+def tiled_conv(short: bool) -> Iterator[Launch]:
+    """A wide resnet's tile; MNIST's; a hidden layer past one block, with the penalty."""
+    # Z, d, tile, kernel size.
+    shapes = {"wrn": (64, 64, (16, 16), (3, 3))}
+    if not short:
+        shapes |= {"mnist": (4, 4, (16, 16), (7, 7)), "d=200": (96, 200, (8, 32), (1, 1))}
+    for shape, sizes in shapes.items():
+        for kind, z_type, weight_type, precision in MAIN_KINDS + ([] if short else MORE_KINDS):
+            zs, weights = tiled_conv_reference.make_inputs([(4, 8), (8, 8)], *sizes)
+            zs, weights = [z.to(z_type) for z in zs], [w.to(weight_type) for w in weights]
+            grads = [torch.zeros(z.shape[0] * z.shape[1] * weights[0].shape[0] * weights[3].numel(), dtype=z_type)
+                     for z in zs]  # fmt: skip
+            yield f"{shape} {kind}", partial(_at, precision, assemble, zs, weights, shape == "d=200")
+            backward = (grads, torch.zeros(0), [], zs, weights, True, True)
+            yield f"{shape} {kind} backward", partial(_at, precision, assemble_backward, *backward)
+
+
 FAMILIES = {
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
@@ -201,4 +220,5 @@ FAMILIES = {
     "gauge": fix_gauge,
     "hyper_lstm": hyper_lstm,
     "nn_entropy": nn_entropy,
+    "tiled_conv": tiled_conv,
 }

@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import hyperfast as hf
 
 from .case import Case, Implementation
 
-FAMILIES = ("target_net", "ensemble", "nn_entropy", "gauge", "hyper_lstm")
+FAMILIES = ("target_net", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "tiled_conv")
 RESULTS = Path(__file__).parent / "results"
 # Below this, another process disturbs a machine whose product reaches 115 to 190 GFLOP/s: not to be quoted.
 QUIET_GFLOPS = 100
@@ -52,9 +52,13 @@ def _call(case: Case, implementation: Implementation, device: torch.device, back
         return forward
     inputs = tuple(t.requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
     wanted = [inputs[i] for i in case.gradient_of]
-    gy = torch.randn_like(implementation(*inputs))
+    gys = [torch.randn_like(y) for y in _outputs(implementation(*inputs))]
     # A yardstick need not use all inputs; the gate has seen that ours does.
-    return lambda: torch.autograd.grad(implementation(*inputs), wanted, gy, allow_unused=True)
+    return lambda: torch.autograd.grad(_outputs(implementation(*inputs)), wanted, gys, allow_unused=True)
+
+
+def _outputs(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], float]]:
@@ -88,12 +92,12 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 def _values(case: Case, implementation: Implementation, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Outputs and gradients, in float64."""
     inputs = tuple(t.detach().clone().requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
-    out = implementation(*inputs)
-    values = list(out) if isinstance(out, tuple) else [out]
+    outputs = _outputs(implementation(*inputs))
+    values = list(outputs)
     if case.gradient_of:
         generator = torch.Generator().manual_seed(1)
-        gy = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, out.dtype)
-        values += torch.autograd.grad(out, [inputs[i] for i in case.gradient_of], gy)
+        gys = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+        values += torch.autograd.grad(outputs, [inputs[i] for i in case.gradient_of], gys)
     return [v.detach().double() for v in values]
 
 

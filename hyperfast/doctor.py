@@ -180,7 +180,16 @@ def _smoke_hyper_rnn(device: str, scaling: str = "rows") -> torch.Tensor:
     return m(torch.ones(4, 2, 3, device=device))[0].detach()
 
 
+def _smoke_tiled_conv(device: str) -> torch.Tensor:
+    from .ops import assemble_kernels
+    from .reference.tiled_conv import make_inputs
+
+    zs, generator = make_inputs([(2, 1), (1, 3)], 5, 4, (4, 2), device=device)
+    return torch.cat([kernel.flatten() for kernel in assemble_kernels(zs, *generator)])
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
+    "assemble_kernels": _smoke_tiled_conv,
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
     "batched_cnn": _smoke_cnn,

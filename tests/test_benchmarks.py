@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hyperfast.benchmarks import ensemble, gauge, hyper_lstm, nn_entropy, report, run, target_net
+from hyperfast.benchmarks import ensemble, gauge, hyper_lstm, nn_entropy, report, run, target_net, tiled_conv
 from hyperfast.benchmarks.case import Case
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_rows_and_tables(tmp_path):
     assert "target_net/tiny" in report.table(rows)
 
 
-CASES = [*target_net.cases(), *ensemble.cases(), nn_entropy.cases()[0], gauge.cases()[0]]
+CASES = [*target_net.cases(), *ensemble.cases(), nn_entropy.cases()[0], gauge.cases()[0], tiled_conv.cases()[0]]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

@@ -43,7 +43,9 @@ def test_25_sanitizers(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",  # torch's and Python's own
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    stems = ("target_net", "target_net_cnn", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "hyper_lstm_rnn")
+    stems = (
+        "target_net", "target_net_cnn", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "hyper_lstm_rnn", "tiled_conv",
+    )  # fmt: skip
     files = [f"tests/test_{stem}.py" for stem in stems]
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(site), "-q", "-x", "-p", "no:xdist", "-k", TESTS, *files],

@@ -7,7 +7,11 @@
 
 namespace hyperfast {
 
-// 64-byte aligned, at least `bytes` long, valid until this thread's next call.
+// What the memory is for: a thread that shares out its own memory among others also needs scratch as one of them.
+enum class Use { scratch, shared };
+
+// 64-byte aligned, at least `bytes` long, valid until this thread's next call for the same use.
+template <Use = Use::scratch>
 inline char* thread_workspace(int64_t bytes) {
   struct Buffer {
     void* data = nullptr;

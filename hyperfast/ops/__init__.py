@@ -4,7 +4,8 @@ from .gauge import fix_gauge
 from .hyper_lstm import hyper_lstm
 from .nn_entropy import nearest_neighbor, nn_entropy
 from .target_net import batched_conv2d, batched_linear, batched_mlp
+from .tiled_conv import assemble_kernels
 
 __all__ = [
-    "batched_conv2d", "batched_linear", "batched_mlp", "fix_gauge", "hyper_lstm", "nearest_neighbor", "nn_entropy",
+    "assemble_kernels", "batched_conv2d", "batched_linear", "batched_mlp", "fix_gauge", "hyper_lstm", "nearest_neighbor", "nn_entropy",
 ]  # fmt: skip

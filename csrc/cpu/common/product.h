@@ -43,19 +43,19 @@ HF_INLINE void multiply(Tile<T, MR, NP>& c, const T* const (&a_start)[MR], const
   }
 }
 
-// As multiply<1>, but no sum is longer than kSummed: one of 784 products has three times the error of these. kSummed is
+// As multiply, but no sum is longer than kSummed: one of 784 products has three times the error of these. kSummed is
 // a multiple of `chunk`, or `chunk` is all of `length`.
 constexpr int64_t kSummed = 128;
 
-template <class T, int MR, int NP>
+template <int STEP = 1, class T, int MR, int NP>
 HF_INLINE void multiply_long(Tile<T, MR, NP>& c, const T* const (&a)[MR], const T* b, int64_t b_stride, int64_t length,
                              int64_t chunk, int64_t jump) {
-  multiply<1>(c, a, b, b_stride, min64(kSummed, length), chunk, jump);
+  multiply<STEP>(c, a, b, b_stride, min64(kSummed, length), chunk, jump);
   for (int64_t k = kSummed; k < length; k += kSummed) {
     Tile<T, MR, NP> more = {};
     const T* from[MR];
-    HF_UNROLL for (int i = 0; i < MR; ++i) from[i] = a[i] + k / chunk * jump + k % chunk;
-    multiply<1>(more, from, b + k * kPanel<T>, b_stride, min64(kSummed, length - k), chunk, jump);
+    HF_UNROLL for (int i = 0; i < MR; ++i) from[i] = a[i] + k / chunk * jump + k % chunk * STEP;
+    multiply<STEP>(more, from, b + k * kPanel<T>, b_stride, min64(kSummed, length - k), chunk, jump);
     HF_UNROLL for (int i = 0; i < MR; ++i) HF_UNROLL for (int j = 0; j < NP * kRegs; ++j) c.v[i][j] += more.v[i][j];
   }
 }
