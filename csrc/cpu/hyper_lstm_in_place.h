@@ -9,15 +9,11 @@ namespace HF_ISA {
 HF_INLINE Vec<float> load_as(const float* p, float) { return load(p); }
 HF_INLINE Vec<double> load_as(const double* p, double) { return load(p); }
 
-typedef uint16_t Half __attribute__((vector_size(HF_VECTOR_BYTES / 2)));
-typedef uint16_t HalfAt __attribute__((vector_size(HF_VECTOR_BYTES / 2), aligned(2), may_alias));
-typedef uint32_t Wide __attribute__((vector_size(HF_VECTOR_BYTES)));
+typedef uint32_t Pairs __attribute__((vector_size(HF_VECTOR_BYTES)));
+typedef uint32_t PairsAt __attribute__((vector_size(HF_VECTOR_BYTES), aligned(2), may_alias));
 struct BFloat16 {
   uint16_t bits;
 };
-HF_INLINE Vec<float> load_as(const BFloat16* p, float) {
-  return (Vec<float>)(__builtin_convertvector(Half(*reinterpret_cast<const HalfAt*>(p)), Wide) << 16);
-}
 typedef _Float16 Float16s __attribute__((vector_size(HF_VECTOR_BYTES / 2)));
 typedef _Float16 Float16sAt __attribute__((vector_size(HF_VECTOR_BYTES / 2), aligned(2), may_alias));
 HF_INLINE Vec<float> load_as(const _Float16* p, float) {
@@ -32,11 +28,10 @@ HF_INLINE float value_of(_Float16 v) { return float(v); }
 constexpr int kDirectOutputs = 4, kDirectRows = 3;
 constexpr int kSingleOutputs = HF_VECTOR_BYTES == 64 ? 8 : 4;
 
-// c[row][out] (+)= sum over k of w[out][k] a[row][k], k in the lanes.
+// sum[out][row] += w[out][k] a[row][k], k in the lanes; returns the first k that fills no vector.
 template <class W, class T, int NO, int NR>
-static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length, T* c, int64_t c_row,
-                              int64_t outputs, bool add) {
-  Vec<T> sum[NO][NR] = {};
+HF_INLINE int64_t accumulate(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length,
+                             Vec<T> (&sum)[NO][NR]) {
   int64_t k = 0;
   for (; k + kLanes<T> <= length; k += kLanes<T>) {
     Vec<T> x[NR];
@@ -46,6 +41,39 @@ static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row
       HF_UNROLL for (int r = 0; r < NR; ++r) sum[o][r] += weights * x[r];
     }
   }
+  return k;
+}
+
+// A vector of bfloat16 holds the even elements in the lower and the odd ones in the upper halves of its pairs: a shift
+// and a mask make floats of them. a is sorted in the same way, once for all outputs.
+template <int NO, int NR>
+HF_INLINE int64_t accumulate(const BFloat16* const (&w)[NO], const float* a, int64_t a_row, int64_t length,
+                             Vec<float> (&sum)[NO][NR]) {
+  VecOf<float>::integer even, odd;
+  HF_UNROLL for (int i = 0; i < kLanes<float>; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
+  int64_t k = 0;
+  for (; k + 2 * kLanes<float> <= length; k += 2 * kLanes<float>) {
+    Vec<float> x[NR][2];
+    HF_UNROLL for (int r = 0; r < NR; ++r) {
+      const Vec<float> low = load(a + r * a_row + k), high = load(a + r * a_row + k + kLanes<float>);
+      x[r][0] = __builtin_shuffle(low, high, even);
+      x[r][1] = __builtin_shuffle(low, high, odd);
+    }
+    HF_UNROLL for (int o = 0; o < NO; ++o) {
+      const Pairs pairs = *reinterpret_cast<const PairsAt*>(w[o] + k);
+      const Vec<float> first = (Vec<float>)(pairs << 16), second = (Vec<float>)(pairs & 0xFFFF0000u);
+      HF_UNROLL for (int r = 0; r < NR; ++r) sum[o][r] = (sum[o][r] + first * x[r][0]) + second * x[r][1];
+    }
+  }
+  return k;
+}
+
+// c[row][out] (+)= sum over k of w[out][k] a[row][k].
+template <class W, class T, int NO, int NR>
+static void multiply_in_place(const W* const (&w)[NO], const T* a, int64_t a_row, int64_t length, T* c, int64_t c_row,
+                              int64_t outputs, bool add) {
+  Vec<T> sum[NO][NR] = {};
+  const int64_t k = accumulate(w, a, a_row, length, sum);
   HF_UNROLL for (int o = 0; o < NO; ++o) HF_UNROLL for (int r = 0; r < NR; ++r) {
     T total = sum_of_lanes<T>(sum[o][r]);
     for (int64_t i = k; i < length; ++i) total += T(value_of(w[o][i])) * a[r * a_row + i];
