@@ -1,20 +1,17 @@
 """Row 20: training on two ranks has the gradients of training on one."""
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from made_up import digits
+from ranks import on_ranks
 from torch import nn
 
 from hyperfast.models import MultiplicativeFlows, deutsch_hypernetwork, targets
 from hyperfast.nn import TargetNet
 from hyperfast.reference.gauge import fix_gauge
 
-NETWORKS, IMAGES, RANKS = 8, 4, 2
+NETWORKS, IMAGES = 8, 4
 
 
 class Accuracy(nn.Module):
@@ -40,25 +37,21 @@ def batch(model):
     return noise, images, torch.from_numpy(labels).long().reshape(NETWORKS, IMAGES)
 
 
-def on_one_rank_of_two(rank: int, folder: str, kind: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=RANKS)
+def gradients_of_rank(rank: int, world: int, kind: str) -> dict[str, torch.Tensor | None]:
     model = Accuracy(kind)
     # The auxiliary distribution of mnfg has no part in the networks.
     parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=kind == "mnfg")
-    parallel(*(t.chunk(RANKS)[rank] for t in batch(model))).backward()
-    torch.save({n: p.grad for n, p in model.named_parameters()}, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    parallel(*(t.chunk(world)[rank] for t in batch(model))).backward()
+    return {n: p.grad for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", ["mnist", "mnfg"])
 def test_20_two_ranks_have_the_gradients_of_one(kind, tmp_path):
-    mp.spawn(on_one_rank_of_two, (str(tmp_path), kind), RANKS)
+    ranks = on_ranks(gradients_of_rank, 2, tmp_path, kind)
     model = Accuracy(kind)
     model(*batch(model)).backward()
     whole = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert len(whole) > 10
-    for rank in range(RANKS):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in ranks:
         difference = torch.cat([(found[n] - g).flatten() for n, g in whole.items()]).norm()
         assert difference <= 1e-6 * torch.cat([g.flatten() for g in whole.values()]).norm()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import on_ranks
 from torch import nn
 
 import hyperfast as hf
@@ -24,15 +25,6 @@ def generator() -> nn.Module:
 
 def noise(world: int) -> torch.Tensor:
     return torch.randn(world * BATCH, NOISE, generator=torch.Generator().manual_seed(4))
-
-
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    try:
-        torch.save(measured(rank, world), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def measured(rank: int, world: int) -> dict:
@@ -112,8 +104,7 @@ def refused(theta, group) -> str:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_20_ranks_equal_one_process(world, tmp_path):
-    mp.spawn(work, (world, str(tmp_path)), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    ranks = on_ranks(measured, world, tmp_path)
     for name, p in (("cpp", 2), ("absolute", 1), ("mesh", 2), ("reference", 2)):
         theta = make_inputs(sum(ROWS[world]), FEATURES).requires_grad_()
         value = hf.ops.nn_entropy(theta, dim=NOISE, p=p)

@@ -1,13 +1,10 @@
 """TileHypernetwork and HyperConv2d: the paper's counts, kernels assembled once, and never stale."""
 
-import os
-
 import pytest
 import torch
 import torch._dynamo.testing
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ranks import on_ranks
 from torch import nn
 
 import hyperfast as hf
@@ -15,7 +12,6 @@ from hyperfast.ops import tiled_conv as ops
 from hyperfast.reference import tiled_conv as reference
 
 CHANNELS = (8, 4, 12)
-RANKS = 2
 
 
 class Net(nn.Module):
@@ -317,10 +313,8 @@ class Loss(nn.Module):
             return self.net(x).square().sum() + 0.01 * len(x) * kernels.penalty
 
 
-def on_one_rank_of_two(rank, folder, outside):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    model, x = Loss(), images().chunk(RANKS)[rank]
+def gradients_of_rank(rank, world, outside):
+    model, x = Loss(), images().chunk(world)[rank]
     if outside:
         parallel = nn.parallel.DistributedDataParallel(model.net)
         with model.net.g.assembled(parallel) as kernels:
@@ -329,19 +323,17 @@ def on_one_rank_of_two(rank, folder, outside):
         parallel = nn.parallel.DistributedDataParallel(model)
         loss = parallel(x)
     loss.backward()
-    torch.save(gradients(model), os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return gradients(model)
 
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_20_two_ranks_have_the_gradients_of_one(outside, tmp_path):
-    mp.spawn(on_one_rank_of_two, (str(tmp_path), outside), RANKS)
+    ranks = on_ranks(gradients_of_rank, 2, tmp_path, outside)
     model = Loss()
     model(images()).backward()
     whole = gradients(model)
-    for rank in range(RANKS):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        difference = torch.cat([(RANKS * found[n] - g).flatten() for n, g in whole.items()]).norm()
+    for found in ranks:
+        difference = torch.cat([(len(ranks) * found[n] - g).flatten() for n, g in whole.items()]).norm()
         assert difference <= 1e-6 * torch.cat([g.flatten() for g in whole.values()]).norm()
 
 
