@@ -5,11 +5,12 @@ import torch
 from contract import LOW, OpContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrence_ops import raw_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperfast as hf
 from hyperfast import backends
-from hyperfast.ops.hyper_lstm import NAMES, encode, hyper_lstm
+from hyperfast.ops.hyper_lstm import NAMES, hyper_lstm
 from hyperfast.reference import hyper_lstm as reference
 from hyperfast.reference.hyper_lstm import Cell, HyperState, LSTMState, Options, Scaling
 
@@ -60,16 +61,7 @@ class TestHyperLSTM(OpContract):
     def raw_op_calls_for(self, dtype):
         x, state, w, hyper, scaling = grouped(self.inputs("medium", dtype), self.layer_norm)
         tensors = [x, *state.main, *state.hyper, *w, *hyper, *scaling]
-        tensors = [x.new_empty(0) if t is None else t for t in tensors]
-        spec = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *encode(self.options)
-        forward = getattr(torch.ops.hyperfast, f"hyper_lstm_{self.kernel()}")
-        backward = getattr(torch.ops.hyperfast, f"hyper_lstm_backward_{self.kernel()}")
-        outputs = list(forward(tensors, *spec, True))
-        grads = [torch.randn_like(t) for t in outputs[:4]]
-        yield forward, (tensors, *spec, False)
-        yield forward, (tensors, *spec, True)
-        yield backward, (grads, tensors, outputs, *spec, True, True)
-        yield backward, (grads, tensors, outputs, *spec, False, False)
+        return raw_calls(self.kernel(), tensors, self.options)
 
 
 class TestWithoutLayerNorm(TestHyperLSTM):

@@ -5,12 +5,12 @@ import torch
 from contract import LOW, OpContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrence_ops import raw_calls
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import hyperfast as hf
 from hyperfast import backends
-from hyperfast.ops.hyper_lstm import encode
 from hyperfast.ops.hyper_lstm_rnn import hyper_rnn
 from hyperfast.reference import hyper_lstm_rnn as reference
 from hyperfast.reference.hyper_lstm import Options, Scaling
@@ -50,18 +50,9 @@ class TestHyperRNN(OpContract):
 
     def raw_op_calls_for(self, dtype):
         x, h, hyper_h, w, hyper, scaling = grouped(self.inputs("medium", dtype))
-        none, c, hyper_c = x.new_empty(0), x.new_empty(7, 0), x.new_empty(7, 0)
-        tensors = [x, h, c, hyper_h, hyper_c, *w, none, none.clone(), *hyper, none.clone(), none.clone(), *scaling]
-        nothing = torch.empty(0, dtype=torch.int64)
-        spec = nothing, nothing.clone(), *encode(Options(cell=self.nonlinearity))
-        forward = getattr(torch.ops.hyperfast, f"hyper_lstm_{self.kernel()}")
-        backward = getattr(torch.ops.hyperfast, f"hyper_lstm_backward_{self.kernel()}")
-        outputs = list(forward(tensors, *spec, True))
-        grads = [torch.randn_like(t) for t in outputs[:4]]
-        yield forward, (tensors, *spec, False)
-        yield forward, (tensors, *spec, True)
-        yield backward, (grads, tensors, outputs, *spec, True, True)
-        yield backward, (grads, tensors, outputs, *spec, False, False)
+        c, hyper_c = x.new_empty(7, 0), x.new_empty(7, 0)
+        tensors = [x, h, c, hyper_h, hyper_c, *w, None, None, *hyper, None, None, *scaling]
+        return raw_calls(self.kernel(), tensors, Options(cell=self.nonlinearity))
 
 
 class TestRelu(TestHyperRNN):

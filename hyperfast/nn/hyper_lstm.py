@@ -6,6 +6,7 @@ Ha, Dai and Le, HyperNetworks, equations 5 to 13 and appendix A.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -89,10 +90,7 @@ class _Recurrence(nn.Module):
             now = HyperState(
                 LSTMState(state[0][layer], state[1][layer]), LSTMState(state[2][layer], state[3][layer])
             )  # fmt: skip
-            own = Options(
-                options.embedding_from, options.forget_bias, options.recurrent_dropout,
-                options.hyper_recurrent_dropout, layer,
-            )  # fmt: skip
+            own = replace(options, layer=layer)
             states = hyper_lstm(rows, now, *self._weights(layer), own, batch_sizes=s.batch_sizes, seed=seed)
             every.append(states)
             rows = states.h

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ...nn import HyperLSTM, HyperRNN, LayerNormLSTM
 from ...reference.hyper_lstm import Scales
+from ..settings import check_at_least_one
 
 
-def recurrence(config: Any, inputs: int) -> nn.Module:
-    """config.cell over that many inputs.
+@dataclass(frozen=True, kw_only=True)
+class RecurrenceConfig:
+    """The settings of a recurrence; an experiment's config derives from it and gives the paper's defaults."""
 
-    config has units, layers, layer_norm (of a HyperLSTM), hyper_units, embedding, init, forget_bias, recurrent_dropout
-    (of both cells) and output_dropout (between layers).
-    """
+    cell: Literal["lstm", "layer_norm_lstm", "hyper_lstm", "hyper_rnn"] = "hyper_lstm"
+    """The recurrence."""
+    units: int
+    """Units of the main cell."""
+    layer_norm: bool
+    """Whether a HyperLSTM is layer-normalised."""
+    recurrent_dropout: float
+    """Probability of dropping a unit of tanh g, in both cells of a HyperLSTM."""
+    output_dropout: float
+    """Probability of dropping a unit of the last layer's output, and between layers."""
+    layers: int = 1
+    """Recurrent layers."""
+    hyper_units: int = 128
+    """Units of the hyper cell."""
+    embedding: int = 4
+    """Elements of an embedding: the signal size."""
+    init: Literal["paper", "asymmetric"] = "paper"
+    """Of a HyperLSTM's embeddings."""
+    forget_bias: float = 1.0
+    """Added to the forget gates: the author's code has 1, the paper says nothing."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "units", "layers", "hyper_units", "embedding")
+
+
+def recurrence(config: RecurrenceConfig, inputs: int) -> nn.Module:
+    """config.cell over that many inputs."""
     common: dict[str, Any] = {
         "num_layers": config.layers, "dropout": config.output_dropout, "recurrent_dropout": config.recurrent_dropout,
         "forget_bias": config.forget_bias,

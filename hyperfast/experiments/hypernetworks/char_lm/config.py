@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ...settings import check_at_least_one
+from ..recurrence import RecurrenceConfig
+
 NAME = "hypernetworks/char_lm"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
 MAY_DIFFER = ("epochs", "steps", "validate_every", "validation_characters", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
@@ -31,33 +34,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RecurrenceConfig):
     """A language model of characters: one-hot symbols, a recurrence, a softmax (section 4.2, appendices A.3.3, A.3.4)."""
 
     text: Literal["ptb", "enwik8", "embedded"] = "ptb"
     """Penn Treebank's characters, enwik8's bytes, or the text that comes with Python."""
-    cell: Literal["lstm", "layer_norm_lstm", "hyper_lstm", "hyper_rnn"] = "hyper_lstm"
-    """The recurrence."""
     units: int = 1_000
-    """Units of the main cell."""
-    layers: int = 1
-    """Recurrent layers."""
     layer_norm: bool = True
-    """Whether a HyperLSTM is layer-normalised."""
-    hyper_units: int = 128
-    """Units of the hyper cell."""
-    embedding: int = 4
-    """Elements of an embedding."""
-    init: Literal["paper", "asymmetric"] = "paper"
-    """Of a HyperLSTM's embeddings."""
-    forget_bias: float = 1.0
-    """Added to the forget gates: the author's code has 1, the paper says nothing."""
     input_dropout: float = 0.1
     """Probability of dropping an input."""
     recurrent_dropout: float = 0.1
-    """Probability of dropping a unit of tanh g."""
     output_dropout: float = 0.1
-    """Probability of dropping a unit of the last layer's output, and between layers."""
     batch: int = 128
     """Parts of the text that are read side by side."""
     length: int = 100
@@ -83,10 +70,8 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        whole = ("units", "layers", "hyper_units", "embedding", "batch", "length", "epochs", "validate_every", "log_every", "checkpoint_every")  # fmt: skip
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1; got {getattr(self, name)}")
+        super().__post_init__()
+        check_at_least_one(self, "batch", "length", "epochs", "validate_every", "log_every", "checkpoint_every")
         if self.cell == "hyper_rnn" and self.layers > 1:
             raise ValueError(f"config.layers must be 1 with hyper_rnn; got {self.layers}")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ...settings import check_at_least_one
+from ..recurrence import RecurrenceConfig
+
 NAME = "hypernetworks/handwriting"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
 MAY_DIFFER = ("steps", "validate_every", "validation_lines", "log_every", "checkpoint_every", "evaluation")
@@ -36,7 +39,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RecurrenceConfig):
     """A model of handwriting: the pen's offsets, a recurrence, a mixture density (section 4.5, appendix A.3.5)."""
 
     lines: Literal["iam_ondb", "embedded"] = "iam_ondb"
@@ -50,25 +53,10 @@ class Config:
     mixtures: int = 20
     """Gaussians of the density."""
     cell: Literal["lstm", "layer_norm_lstm", "hyper_lstm"] = "hyper_lstm"
-    """The recurrence."""
     units: int = 900
-    """Units of the main cell."""
-    layers: int = 1
-    """Recurrent layers."""
     layer_norm: bool = False
-    """Whether a HyperLSTM is layer-normalised."""
-    hyper_units: int = 128
-    """Units of the hyper cell."""
-    embedding: int = 4
-    """Elements of an embedding: the signal size."""
-    init: Literal["paper", "asymmetric"] = "paper"
-    """Of a HyperLSTM's embeddings."""
-    forget_bias: float = 1.0
-    """Added to the forget gates: the author's code has 1, the paper says nothing."""
     recurrent_dropout: float = 0.05
-    """Probability of dropping a unit of tanh g."""
     output_dropout: float = 0.05
-    """Probability of dropping a unit of the last layer's output, and between layers."""
     batch: int = 32
     """Lines of a step."""
     learning_rate: float = 1e-4
@@ -90,10 +78,8 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        whole = ("mixtures", "units", "layers", "hyper_units", "embedding", "batch", "steps", "validate_every", "log_every", "checkpoint_every")  # fmt: skip
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1; got {getattr(self, name)}")
+        super().__post_init__()
+        check_at_least_one(self, "mixtures", "batch", "steps", "validate_every", "log_every", "checkpoint_every")
         if self.min_length < 2:
             raise ValueError(f"config.min_length must be at least 2, a point and the next; got {self.min_length}")
         if not 0 <= self.scale < 1:

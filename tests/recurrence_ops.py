@@ -1,0 +1,23 @@
+"""Calls of the raw ops of the recurrences, for torch.library.opcheck."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hyperfast.ops.hyper_lstm import encode
+from hyperfast.reference.hyper_lstm import Options
+
+
+def raw_calls(kernel: str, tensors: Sequence[Tensor | None], options: Options) -> Iterator[tuple]:
+    """(op, arguments) of hyper_lstm_<kernel> and its backward; None: a tensor that the cell does not have."""
+    every = [tensors[0].new_empty(0) if t is None else t for t in tensors]
+    spec = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *encode(options)
+    forward = getattr(torch.ops.hyperfast, f"hyper_lstm_{kernel}")
+    backward = getattr(torch.ops.hyperfast, f"hyper_lstm_backward_{kernel}")
+    outputs = list(forward(every, *spec, True))
+    grads = [torch.randn_like(t) for t in outputs[:4]]
+    yield forward, (every, *spec, False)
+    yield forward, (every, *spec, True)
+    yield backward, (grads, every, outputs, *spec, True, True)
+    yield backward, (grads, every, outputs, *spec, False, False)
