@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def check_at_least_one(config: Any, *names: str) -> None:
-    """Raises ValueError where one of these fields of `config` is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"config.{name} must be at least 1; got {getattr(config, name)}")
+def check_at_least(settings: Any, within: str = "config", /, **least: int) -> None:
+    """Raises ValueError where a field of `settings`, or an element of a tuple, is below `least` of it; None passes."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and one < bound:
+                raise ValueError(f"{within}.{name} must be at least {bound}; got {one}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...nn import HyperLSTM, HyperRNN, LayerNormLSTM
 from ...reference.hyper_lstm import Scales
-from ..settings import check_at_least_one
+from ..settings import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class RecurrenceConfig:
     """Added to the forget gates: the author's code has 1, the paper says nothing."""
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "units", "layers", "hyper_units", "embedding")
+        check_at_least(self, units=1, layers=1, hyper_units=1, embedding=1)
 
 
 def recurrence(config: RecurrenceConfig, inputs: int) -> nn.Module:

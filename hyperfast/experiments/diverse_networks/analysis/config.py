@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-
-def check_at_least(least: int, name: str, value: int) -> None:
-    """Raises ValueError that names the setting."""
-    if value < least:
-        raise ValueError(f"config.{name} must be at least {least}; got {value}")
+from ...settings import check_at_least
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,11 @@ class Evaluation:
     """Of the networks' noise, and of the attacks' targets."""
 
     def __post_init__(self) -> None:
-        at_least = {
-            "networks": 1, "repeats": 1, "filter_samples": 1, "scatter_networks": 2, "scatter_components": 1,
-            "path_pairs": 1, "path_points": 2, "adversarial_images": 1, "adversarial_networks": 1,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            check_at_least(least, f"evaluation.{name}", getattr(self, name))
-        for size in self.ensemble_sizes:
-            check_at_least(1, "evaluation.ensemble_sizes", size)
-        if self.images is not None:
-            check_at_least(1, "evaluation.images", self.images)
+        check_at_least(
+            self, "config.evaluation", networks=1, repeats=1, filter_samples=1, scatter_networks=2,
+            scatter_components=1, path_pairs=1, path_points=2, adversarial_images=1, adversarial_networks=1,
+            ensemble_sizes=1, images=1,
+        )  # fmt: skip
         if self.scatter_components > self.scatter_networks:
             raise ValueError(
                 f"config.evaluation.scatter_components must be at most scatter_networks, {self.scatter_networks}; "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..analysis.config import SMALL, Evaluation, check_at_least
+from ...settings import check_at_least
+from ..analysis.config import SMALL, Evaluation
 
 NAME = "diverse_networks/mnfg"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
@@ -50,15 +51,13 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        for name in ("images", "networks", "held_out", "validate_every", "log_every", "checkpoint_every", "q_hidden", "r_hidden"):  # fmt: skip
-            check_at_least(1, name, getattr(self, name))
-        check_at_least(2, "validation_networks", self.validation_networks)  # a nearest neighbour needs two
-        for name in ("epochs", "seed", "q_steps", "r_steps"):
-            check_at_least(0, name, getattr(self, name))
+        check_at_least(self, validation_networks=2)  # a nearest neighbour needs two
+        check_at_least(
+            self, images=1, networks=1, held_out=1, validation_images=1, validate_every=1, log_every=1,
+            checkpoint_every=1, q_hidden=1, r_hidden=1, epochs=0, seed=0, q_steps=0, r_steps=0,
+        )  # fmt: skip
         if self.images % self.networks:
             raise ValueError(f"config.images must be a multiple of networks, {self.networks}; got {self.images}")
-        if self.validation_images is not None:
-            check_at_least(1, "validation_images", self.validation_images)
         if not self.largest_deviation > 0:
             raise ValueError(f"config.largest_deviation must be positive; got {self.largest_deviation}")
 

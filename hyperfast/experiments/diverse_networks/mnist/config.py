@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..analysis.config import SMALL, Evaluation, check_at_least
+from ...settings import check_at_least
+from ..analysis.config import SMALL, Evaluation
 
 NAME = "diverse_networks/mnist"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
@@ -51,14 +52,11 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        for name in ("networks", "validation_networks"):
-            check_at_least(2, name, getattr(self, name))  # a nearest neighbour needs two
-        for name in ("images", "held_out", "validate_every", "log_every", "checkpoint_every"):
-            check_at_least(1, name, getattr(self, name))
-        for name in ("steps", "seed"):
-            check_at_least(0, name, getattr(self, name))
-        if self.validation_images is not None:
-            check_at_least(1, "validation_images", self.validation_images)
+        check_at_least(self, networks=2, validation_networks=2)  # a nearest neighbour needs two
+        check_at_least(
+            self, images=1, held_out=1, validation_images=1, validate_every=1, log_every=1, checkpoint_every=1, steps=0,
+            seed=0,
+        )  # fmt: skip
         if self.entropy_distance not in ("euclidean", "l1"):
             raise ValueError(f"config.entropy_distance must be euclidean or l1; got {self.entropy_distance!r}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...settings import check_at_least
+
 NAME = "diverse_networks/toy"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
 MAY_DIFFER = ("steps", "log_every", "checkpoint_every", "evaluation")
@@ -17,8 +19,7 @@ class Evaluation:
     """Values of z, equally spaced in [-1, 1]."""
 
     def __post_init__(self) -> None:
-        if self.points < 2:
-            raise ValueError(f"config.evaluation.points must be at least 2; got {self.points}")
+        check_at_least(self, "config.evaluation", points=2)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        least = {"points": 2, "log_every": 1, "checkpoint_every": 1, "steps": 0, "seed": 0}
-        for name, value in least.items():  # a nearest neighbour needs two points
-            if getattr(self, name) < value:
-                raise ValueError(f"config.{name} must be at least {value}; got {getattr(self, name)}")
+        check_at_least(self, points=2)  # a nearest neighbour needs two
+        check_at_least(self, log_every=1, checkpoint_every=1, steps=0, seed=0)
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate * self.learning_rate_decay**step

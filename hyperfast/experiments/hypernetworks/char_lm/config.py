@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import check_at_least_one
+from ...settings import check_at_least
 from ..recurrence import RecurrenceConfig
 
 NAME = "hypernetworks/char_lm"
@@ -71,7 +71,7 @@ class Config(RecurrenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "batch", "length", "epochs", "validate_every", "log_every", "checkpoint_every")
+        check_at_least(self, batch=1, length=1, epochs=1, validate_every=1, log_every=1, checkpoint_every=1)
         if self.cell == "hyper_rnn" and self.layers > 1:
             raise ValueError(f"config.layers must be 1 with hyper_rnn; got {self.layers}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import check_at_least_one
+from ...settings import check_at_least
 from ..recurrence import RecurrenceConfig
 
 NAME = "hypernetworks/handwriting"
@@ -31,11 +31,7 @@ class Evaluation:
     """Folders of other trainings whose losses are drawn into the same figure."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.sample_length < 2:
-            raise ValueError(
-                f"evaluation.samples must be at least 1 and evaluation.sample_length at least 2; "
-                f"got {self.samples} and {self.sample_length}"
-            )
+        check_at_least(self, "config.evaluation", lines=1, samples=1, sample_length=2)
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,8 @@ class Config(RecurrenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "mixtures", "batch", "steps", "validate_every", "log_every", "checkpoint_every")
-        if self.min_length < 2:
-            raise ValueError(f"config.min_length must be at least 2, a point and the next; got {self.min_length}")
+        check_at_least(self, min_length=2)  # a point and the next
+        check_at_least(self, mixtures=1, batch=1, steps=1, validate_every=1, log_every=1, checkpoint_every=1)
         if not 0 <= self.scale < 1:
             raise ValueError(f"config.scale must be from 0 to below 1; got {self.scale}")
 
