@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .ensemble_share import PartialSums, Ranks, fingerprint
+from .ensemble_sums import REDUCTIONS, Sums
 from .ensemble_train import train
 from .nn.target_net import TargetNet
-from .ops.ensemble import ensemble_sums
 
-CLASSIFICATION = ("mean_prob", "votes", "entropy", "disagreement")
-REGRESSION = ("mean", "var")
-REDUCTIONS = (*CLASSIFICATION, *REGRESSION, "member_accuracy")
-
-__all__ = ["REDUCTIONS", "Prediction", "predict", "train"]
+__all__ = ["REDUCTIONS", "Prediction", "Ranks", "predict", "train"]
 
 Sampler = Callable[[Tensor], Tensor]
 # Bytes of theta and of what lies between two stages, alive at once: a share of a CPU's last-level cache; a part of a GPU's memory.
@@ -58,10 +56,11 @@ def predict(
     members: Tensor | tuple[Sampler, int],
     reduce: Sequence[str] = ("mean_prob",),
     chunk: int | str = "auto",
-    group=None,
+    group: Any = None,
     progress: Callable[[int, int], None] | None = None,
     *,
     targets: Tensor | None = None,
+    partial: str | Path | None = None,
 ) -> Prediction:
     """Runs M networks on N shared inputs and reduces over the members, in O(N*C) memory for any M.
 
@@ -73,47 +72,105 @@ def predict(
             batches it is called again for each.
         reduce: names of the fields wanted, see Prediction.
         chunk: members evaluated at once, or "auto".
-        group: sharding over ranks; not available yet.
+        group: a torch.distributed process group or DeviceMesh of one dimension. Every rank calls with the same
+            arguments, evaluates its share of the members, and returns the same Prediction; ranks talk once, at the end.
         progress: called as progress(done, total) after every chunk, in members times batches where the number
-            of batches is known.
+            of batches is known, of this rank's share.
         targets: [N] class labels, for "member_accuracy".
+        partial: a file in which the sums so far are kept, at least every half minute; a call with the same arguments
+            goes on from it, and removes it when the answer is there. In a group every rank has its own, whose name
+            has ".RANKofSIZE" behind it.
 
     Returns:
-        Prediction, in float32 (float64 for float64 outputs); sums are kept in float64.
+        Prediction, in float32 (float64 for float64 outputs); sums are kept in float64. For any number of ranks votes
+        are the same bit by bit, means within rounding of float64 sums.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong, or ranks differ in theirs, or `partial` is of another call.
+        RuntimeError: another rank failed or was lost; how soon a lost one is noticed is the group's timeout.
     """
-    if group is not None:
-        raise NotImplementedError("predict(group=...): sharding over ranks is not available yet; pass group=None")
-    reduce = _checked_reductions(reduce, targets)
-    sampler, total = _as_sampler(net, members)
-    if not (chunk == "auto" or (isinstance(chunk, int) and chunk >= 1)):
-        raise ValueError(f"chunk must be 'auto' or a positive number of members; got {chunk!r}")
-    batches = [x] if isinstance(x, Tensor) else x
-    count = len(batches) if isinstance(batches, Sized) else None
-    parts: list[dict[str, Tensor]] = []
-    correct: Tensor | None = None
-    seen = 0
-    for index, batch in enumerate(batches):
-        rows = batch.shape[0]
-        step = chunk if isinstance(chunk, int) else _auto_chunk(net, batch)
-        labels = None if targets is None else _labels(targets, seen, rows, batch)
-        sums = _Sums(reduce, labels, total)
-        for start in range(0, total, step):
-            stop = min(start + step, total)
-            sums.add(net(batch, sampler(torch.arange(start, stop)), shared=True), start)
-            if progress is not None:
-                progress(index * total + stop, total * (count or index + 1))
-        parts.append(sums.result(batch, total))
-        if labels is not None and sums.correct is not None:
-            correct = sums.correct if correct is None else correct + sums.correct
-        seen += rows
-    if not parts:
-        raise ValueError("x must have at least one batch; got none")
-    if targets is not None and targets.shape[0] != seen:
-        raise ValueError(f"targets must have one label per input, {seen}; got {tuple(targets.shape)}")
-    fields = {name: torch.cat([p[name] for p in parts]) for name in reduce if name != "member_accuracy"}
-    if correct is not None:
-        fields["member_accuracy"] = (correct.double() / max(seen, 1)).float()
-    return Prediction(**fields)
+    ranks = Ranks(group)
+
+    def evaluate() -> tuple[_Share, list[Sums]]:
+        share = _Share(net, members, _checked_reductions(reduce, targets), chunk, ranks, partial)
+        return share, share.run(x, targets, progress)
+
+    share, parts = ranks.together(evaluate, lambda found: found[0].about())
+    fields: dict[str, list[Tensor]] = {}
+    for sums in parts:
+        if ranks.group is not None:
+            with ranks.losses():
+                sums.of_all_ranks(ranks.group)
+        for name, value in sums.fields().items():
+            fields.setdefault(name, []).append(value)
+    found = {name: torch.cat(fields[name]) for name in share.reduce if name != "member_accuracy"}
+    if "member_accuracy" in share.reduce and targets is not None:
+        found["member_accuracy"] = (parts[-1].values["correct"].double() / max(len(targets), 1)).float()
+    share.partial.remove()
+    return Prediction(**found)
+
+
+class _Share:
+    """What one rank does: its members on all inputs."""
+
+    def __init__(
+        self, net: TargetNet, members: Tensor | tuple[Sampler, int], reduce: tuple[str, ...], chunk: int | str,
+        ranks: Ranks, partial: str | Path | None,
+    ) -> None:  # fmt: skip
+        if not (chunk == "auto" or (isinstance(chunk, int) and chunk >= 1)):
+            raise ValueError(f"chunk must be 'auto' or a positive number of members; got {chunk!r}")
+        self.net, self.reduce, self.chunk = net, reduce, chunk
+        self.sampler, self.total = _as_sampler(net, members)
+        self.members = ranks.members(self.total)
+        self.checked = ranks.group is not None or partial is not None
+        path = None if partial is None else Path(partial)
+        about: dict[str, Any] = {}
+        if path is not None:
+            if ranks.group is not None:
+                path = path.with_name(f"{path.name}.{ranks.rank}of{ranks.size}")
+            first = self.sampler(torch.tensor(self.members[:1])) if self.members else torch.empty(0)
+            about = {
+                "members": self.total, "share": [self.members.start, self.members.stop], "reduce": list(reduce),
+                "first weights": list(fingerprint(first)),
+            }  # fmt: skip
+        self.partial = PartialSums(path, about)
+
+    def run(
+        self, x: Tensor | Iterable[Tensor], targets: Tensor | None, progress: Callable[[int, int], None] | None
+    ) -> list[Sums]:
+        """The sums of every batch; those of member_accuracy over all batches are in the last."""
+        batches = [x] if isinstance(x, Tensor) else x
+        count = len(batches) if isinstance(batches, Sized) else None
+        parts: list[Sums] = []
+        seen, own = 0, self.members
+        for index, batch in enumerate(batches):
+            rows = batch.shape[0]
+            labels = None if targets is None else _labels(targets, seen, rows, batch)
+            sums = Sums(self.reduce, labels, self.total, batch.dtype)
+            if parts and "correct" in parts[-1].values:
+                sums.values["correct"] = parts[-1].values.pop("correct")
+            self.partial.restore(index, batch, sums, fingerprint(batch) if self.checked else ())
+            step = self.chunk if isinstance(self.chunk, int) else _auto_chunk(self.net, batch)
+            if not own:  # more ranks than members: sums of none have the right shapes
+                sums.add(self.net(batch, batch.new_empty(0, self.net.num_weights), shared=True), 0)
+            for start in range(own.start + sums.members, own.stop, step):
+                stop = min(start + step, own.stop)
+                sums.add(self.net(batch, self.sampler(torch.arange(start, stop)), shared=True), start)
+                self.partial.keep(index, sums)
+                if progress is not None:
+                    progress(index * len(own) + stop - own.start, len(own) * (count or index + 1))
+            parts.append(sums)
+            seen += rows
+        if not parts:
+            raise ValueError("x must have at least one batch; got none")
+        if targets is not None and targets.shape[0] != seen:
+            raise ValueError(f"targets must have one label per input, {seen}; got {tuple(targets.shape)}")
+        self.partial.keep(len(parts) - 1, parts[-1], now=True)
+        return parts
+
+    def about(self) -> Any:
+        """What must be the same on every rank."""
+        return self.total, self.net.num_weights, self.reduce, [batch["inputs"] for batch in self.partial.batches]
 
 
 def _checked_reductions(reduce: Sequence[str], targets: Tensor | None) -> tuple[str, ...]:
@@ -160,87 +217,3 @@ def _auto_chunk(net: TargetNet, batch: Tensor) -> int:
     values = batch.shape[0] * net.plan.largest_row(tuple(batch.shape[1:])) + net.num_weights
     budget = _CHUNK_BYTES.get(batch.device.type, _CHUNK_BYTES_GPU)
     return max(1, budget // (4 * values))
-
-
-class _Sums:
-    """What is kept of the members for one batch of inputs: sums over members, in float64."""
-
-    def __init__(self, reduce: tuple[str, ...], labels: Tensor | None, total: int) -> None:
-        self.reduce, self.labels, self.total = reduce, labels, total
-        self.prob: Tensor | None = None
-        self.entropy: Tensor | None = None
-        self.votes: Tensor | None = None
-        self.correct: Tensor | None = None
-        self.moments: _Moments | None = _Moments() if self.wants("mean", "var") else None
-
-    def wants(self, *names: str) -> bool:
-        return any(name in self.reduce for name in names)
-
-    def add(self, y: Tensor, start: int) -> None:
-        """y [m,N,C]: outputs of members start .. start + m."""
-        if y.dim() != 3 and self.wants(*CLASSIFICATION, "member_accuracy"):
-            raise ValueError(f"classification needs outputs [M,N,C]; the networks give {tuple(y.shape)}")
-        wanted = {
-            "prob": self.wants("mean_prob", "entropy", "disagreement"),
-            "entropy": self.wants("disagreement"),
-            "votes": self.wants("votes"),
-            "choice": self.wants("member_accuracy"),
-        }
-        if any(wanted.values()):
-            sums = ensemble_sums(y, **wanted)
-            self.prob, self.entropy, self.votes = (
-                _plus(total, more)
-                for total, more in ((self.prob, sums.prob), (self.entropy, sums.entropy), (self.votes, sums.votes))
-            )
-            if sums.choice is not None and self.labels is not None:
-                if self.correct is None:
-                    self.correct = torch.zeros(self.total, dtype=torch.int64, device=y.device)
-                self.correct[start : start + y.shape[0]] = sums.choice.eq(self.labels).sum(1)
-        if self.moments is not None:
-            self.moments.add(y.double())
-
-    def result(self, batch: Tensor, total: int) -> dict[str, Tensor]:
-        dtype = torch.float64 if batch.dtype == torch.float64 else torch.float32
-        fields: dict[str, Tensor] = {}
-        if self.prob is not None:
-            prob = self.prob / total
-            entropy = torch.special.entr(prob).sum(-1)
-            fields |= {"mean_prob": prob.to(dtype), "entropy": entropy.to(dtype)}
-            if self.entropy is not None:
-                fields["disagreement"] = (entropy - self.entropy / total).clamp_min(0).to(dtype)
-        if self.votes is not None:
-            fields["votes"] = self.votes
-        if self.moments is not None:
-            fields |= {"mean": self.moments.mean.to(dtype), "var": self.moments.variance().to(dtype)}
-        return fields
-
-
-class _Moments:
-    """Mean and sum of squared deviations by Chan's update, so that no digits cancel. float64."""
-
-    mean: Tensor
-    squares: Tensor
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, y: Tensor) -> None:
-        """y [m,N,...]."""
-        mean = y.mean(0)
-        squares = (y - mean).square_().sum(0)
-        both = self.count + y.shape[0]
-        if self.count == 0:
-            self.mean, self.squares = mean, squares
-        else:
-            delta = mean - self.mean
-            self.mean = self.mean + delta * (y.shape[0] / both)
-            self.squares = self.squares + squares + delta.square() * (self.count * y.shape[0] / both)
-        self.count = both
-
-    def variance(self) -> Tensor:
-        """Unbiased; NaN for one member, as torch.var."""
-        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.squares, torch.nan)
-
-
-def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    return more if total is None or more is None else total.add_(more)

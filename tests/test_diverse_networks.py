@@ -290,25 +290,27 @@ def test_the_commands_end_to_end(root, tmp_path, capsys):
     assert about["layout"][0] == ["0.weight", [32, 1, 5, 5]]
 
     np.save(tmp_path / "images.npy", digits(600, 7)[0])  # more than one batch
+    command = ["predict", "--checkpoint", file, "--members", "5", "--seed", "3", "--device", "cpu",
+               "--data", str(tmp_path / "images.npy"), "--reduce", "mean_prob,entropy,votes", "--out"]  # fmt: skip
     for out in (tmp_path / "p.npz", tmp_path / "p.safetensors"):
-        command = [
-            "predict",
-            "--checkpoint",
-            file,
-            "--members",
-            "5",
-            "--seed",
-            "3",
-            "--data",
-            str(tmp_path / "images.npy"),
-        ]
-        assert cli.main([*command, "--reduce", "mean_prob,entropy,votes", "--out", str(out), "--device", "cpu"]) == 0
+        assert cli.main([*command, str(out)]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "hyperfast.cli", *command, tmp_path / "ranks.npz"], capture_output=True, text=True,
+        check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 networks on 600 inputs: mean_prob, entropy, votes in") == 1
+    assert not list(tmp_path.glob("*.partial*"))
     arrays = np.load(tmp_path / "p.npz")
     images = torch.from_numpy(digits(600, 7)[0]).unsqueeze(1).float() / 255
     expected = ensemble.predict(trained.net, images, theta["theta"], ("mean_prob", "entropy", "votes"))
     np.testing.assert_allclose(arrays["mean_prob"], expected.mean_prob, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(arrays["entropy"], expected.entropy, rtol=1e-4, atol=1e-4)
     assert arrays["votes"].sum() == 5 * 600
+    of_ranks = np.load(tmp_path / "ranks.npz")
+    np.testing.assert_array_equal(of_ranks["votes"], arrays["votes"])
+    np.testing.assert_allclose(of_ranks["mean_prob"], arrays["mean_prob"], rtol=1e-6, atol=1e-7)
     assert torch.equal(checkpoint.load(tmp_path / "p.safetensors")[0]["entropy"], torch.from_numpy(arrays["entropy"]))
 
 

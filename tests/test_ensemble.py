@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_the_members():
         ({"chunk": 0}, ValueError, "chunk must be 'auto' or a positive"),
         ({"x": iter(())}, ValueError, "at least one batch"),
         ({"targets": torch.zeros(40)}, ValueError, "one label per input, 31"),
-        ({"group": object()}, NotImplementedError, "group=None"),
+        ({"group": object()}, TypeError, "group must be a process group or a DeviceMesh"),
     ],
 )
 def test_errors_name_the_argument(problem, change, error, words):

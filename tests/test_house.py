@@ -13,7 +13,7 @@ STEMS = {"target_net", "hyper_lstm", "tiled_conv", "coord_grid", "nn_entropy", "
 ROOMS = ["hyperfast/ops/{}.py", "hyperfast/reference/{}.py", "kernels/{}.py", "csrc/{}.h", "csrc/cpu/{}.cpp",
          "csrc/ops/{}.cpp", "tests/test_{}.py", "benchmarks/{}.py", "docs/{}.md"]  # fmt: skip
 SHARED = {
-    "hyperfast/ops": {"__init__", "batched", "checks"},
+    "hyperfast/ops": {"__init__", "batched", "checks", "process_group"},
     "hyperfast/reference": {"__init__"},
     "hyperfast/nn": {"__init__", "compiler", "layers"},
     "kernels": {"__init__", "common", "product"},
@@ -23,8 +23,8 @@ SHARED = {
     "benchmarks": {"__init__", "case", "launches", "peers", "report", "resources", "run"},
 }
 # Lower numbers must not import higher ones.
-LAYERS = {"plan": 0, "plan_gauge": 0, "native": 1, "backends": 1, "reference": 2, "kernels": 2, "ops": 3, "nn": 4, "ensemble_train": 5, "ensemble": 5,
-          "models": 6, "data": 6, "doctor": 7, "experiments": 7, "benchmarks": 8, "cli": 9}  # fmt: skip
+LAYERS = {"plan": 0, "plan_gauge": 0, "native": 1, "backends": 1, "reference": 2, "kernels": 2, "ops": 3, "nn": 4, "ensemble_train": 5,
+          "ensemble_sums": 5, "ensemble_share": 5, "ensemble": 5, "models": 6, "data": 6, "doctor": 7, "experiments": 7, "benchmarks": 8, "cli": 9}  # fmt: skip
 
 
 def test_every_family_is_in_every_room():

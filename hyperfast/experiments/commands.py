@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from torch import Tensor
 
 from .. import ensemble
-from . import checkpoint
+from . import checkpoint, torchrun
 from .experiment import Experiment, find, names
 from .training import ProgressBar
 
@@ -97,7 +98,7 @@ def sample(arguments: list[str]) -> None:
 
 
 def predict(arguments: list[str]) -> None:
-    """hyperfast predict --checkpoint FILE --members 10000 --data FILE --reduce mean_prob,entropy --out FILE"""
+    """hyperfast predict --checkpoint FILE --members 10000 --data FILE --reduce mean_prob,entropy --out FILE [--resume]"""
     known = tuple(name for name in ensemble.REDUCTIONS if name != "member_accuracy")  # which needs labels
     options = _read("predict", arguments, None, {
         "checkpoint": _CHECKPOINT,
@@ -107,6 +108,7 @@ def predict(arguments: list[str]) -> None:
         "out": (Path, _REQUIRED, "file to write, .npz or .safetensors: one array for each name in --reduce"),
         "seed": _SEED,
         "device": _DEVICE,
+        "resume": (bool, False, "go on with what was interrupted, from OUT.partial"),
     })  # fmt: skip
     _check_members(options.members)
     reduce = tuple(options.reduce.split(","))
@@ -116,21 +118,32 @@ def predict(arguments: list[str]) -> None:
     _, about = checkpoint.load(options.checkpoint)
     if about.get("experiment") not in names():
         raise ValueError(f"{options.checkpoint} is no checkpoint of an experiment; known: {', '.join(names())}")
-    experiment, device = find(about["experiment"]), _device(options.device)
+    experiment = find(about["experiment"])
     if experiment.load is None or experiment.read_inputs is None:
         raise ValueError(f"{experiment.name} generates no networks of images: nothing predicts from {options.data}")
     inputs = experiment.read_inputs(options.data)
     if not len(inputs):
         raise ValueError(f"{options.data} has no inputs; at least one was expected")
-    trained = experiment.load(options.checkpoint, device, options.seed)
-    batches = [batch.to(device) for batch in inputs.split(_IMAGES_AT_ONCE)]
-    with ProgressBar("predicting", options.members * len(batches)) as bar:
-        r = ensemble.predict(
-            trained.net, batches, (trained.sampler, options.members), reduce,
-            progress=lambda done, total: bar.update(done),
-        )  # fmt: skip
-    _write_arrays(options.out, {name: getattr(r, name).cpu() for name in reduce})
-    print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")
+    partial = options.out.with_name(options.out.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with torchrun.ranks(_device(options.device)) as (group, device):
+        first = torchrun.is_first(group)
+        if first and not options.resume:
+            for left in partial.parent.glob(f"{partial.name}*"):
+                left.unlink()
+        if group is not None:
+            dist.barrier(group)
+        trained = experiment.load(options.checkpoint, device, options.seed)
+        batches = [batch.to(device) for batch in inputs.split(_IMAGES_AT_ONCE)]
+        own = len(ensemble.Ranks(group).members(options.members))
+        with ProgressBar("predicting", own * len(batches), visible=first) as bar:
+            r = ensemble.predict(
+                trained.net, batches, (trained.sampler, options.members), reduce, group=group, partial=partial,
+                progress=lambda done, total: bar.update(done),
+            )  # fmt: skip
+    if first:
+        _write_arrays(options.out, {name: getattr(r, name).cpu() for name in reduce})
+        print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")
 
 
 # ---- options ----------------------------------------------------------------------------------------

@@ -94,11 +94,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
 class ProgressBar:
     """A context manager: rich's bar over `total` steps; `shows` formats the values given, as "loss {loss:.2f}"."""
 
-    def __init__(self, what: str, total: int, done: int = 0, shows: str = "") -> None:
+    def __init__(self, what: str, total: int, done: int = 0, shows: str = "", visible: bool = True) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         shown = TextColumn("{task.fields[shown]}")
-        self._bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown)
+        self._bar = Progress(
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown, disable=not visible
+        )
         self._task = self._bar.add_task(what, total=total, completed=done, shown="")
         self._shows = shows
 

@@ -11,27 +11,17 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..reference import nn_entropy as reference
+from .process_group import process_group
 
 
 def distances_in_group(theta: Tensor, p: int, group: Any) -> Tensor:
     """theta: this rank's rows [n_r,D] -> distance [N] of all ranks' rows, in the order of the ranks."""
-    group = _process_group(group)
+    group = process_group(group)
     counts = _counts(theta, group)
     if sum(counts) < 2:
         raise ValueError(f"theta must have at least two rows among all ranks; got {counts}")
     chosen = backends.select("nearest_neighbor", theta.device.type, theta.dtype)
     return GroupDistances.apply(theta, p, group, counts, chosen)
-
-
-def _process_group(group: Any) -> Any:
-    mesh = getattr(dist, "device_mesh", None)
-    if mesh is not None and isinstance(group, mesh.DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(f"group must be a DeviceMesh of one dimension; got {group.ndim}")
-        return group.get_group()
-    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a process group or a DeviceMesh this rank is in; got {type(group).__name__}")
-    return group
 
 
 _DTYPES = (torch.float32, torch.float64)
