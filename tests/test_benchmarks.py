@@ -1,11 +1,25 @@
 """The runner: its gate, its rows, its tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from hyperfast.benchmarks import ensemble, gauge, hyper_lstm, nn_entropy, report, run, target_net, tiled_conv
+from hyperfast.benchmarks import (
+    ensemble,
+    ensemble_plan,
+    gauge,
+    hyper_lstm,
+    nn_entropy,
+    report,
+    run,
+    target_net,
+    tiled_conv,
+)
 from hyperfast.benchmarks.case import Case
+
+import hyperfast as hf
+from hyperfast.models import targets
 
 CPU = torch.device("cpu")
 
@@ -78,3 +92,14 @@ def test_unknown_families_are_named(capsys):
     with pytest.raises(SystemExit):
         run.main(["no_such_family"])
     assert "unknown family no_such_family; choose from target_net" in capsys.readouterr().err
+
+
+def test_the_page_on_scaling_has_the_script_s_tables():
+    text = (Path(__file__).resolve().parent.parent / "docs" / "scaling.md").read_text()
+    begin, end = "<!-- tables: python -m hyperfast.benchmarks.ensemble_plan -->\n", "<!-- end of tables -->"
+    assert text.partition(begin)[2].partition(end)[0] == ensemble_plan.report()
+    one, many = (ensemble_plan.seconds(ensemble_plan.GPU, ensemble_plan.Job(), n) for n in (1, 64))
+    assert many["evaluate"] == pytest.approx(one["evaluate"] / 64)
+    assert one["reduce"] == 0
+    net = hf.nn.TargetNet(targets.deutsch_mnist())
+    assert ensemble_plan.Job().flops_per_evaluation == pytest.approx(net.plan.flops_per_row((1, 28, 28)), rel=1e-2)
