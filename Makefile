@@ -46,7 +46,7 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# On a machine with a CUDA GPU and torch: build, test on the device, benchmark into the folder OUT.
+# On a machine with a CUDA GPU and torch: build, test on the device, benchmark and profile into the folder OUT.
 OUT := gpu-results
 PYTHON := python3
 gpu:
@@ -57,4 +57,5 @@ gpu:
 	    tests/test_nn_entropy.py tests/test_hyper_lstm.py tests/test_hyper_lstm_rnn.py tests/test_tiled_conv.py \
 	    tests/test_tiled_conv_layers.py | tee $(OUT)/tests.txt
 	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
+	$(PYTHON) -m hyperfast.cli profile --device cuda --trace $(OUT)/trace.json | tee $(OUT)/profile.txt
 gpu: SHELL := /bin/bash

@@ -10,13 +10,11 @@ FAIL, not a time. The ceilings (a large matrix product and a copy) are measured 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from torch import Tensor
 import hyperfast as hf
 
 from .case import Case, Implementation
+from .timing import as_list, call_of, ceilings_of, peak_memory, seconds
 
 FAMILIES = ("target_net", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "tiled_conv")
 RESULTS = Path(__file__).parent / "results"
@@ -38,61 +37,13 @@ ENOUGH_SECONDS = 40
 WORST = {torch.float32: 0.005, torch.bfloat16: 0.01, torch.float16: 0.01}
 
 
-# ---- what is timed ----------------------------------------------------------------------------------
-
-
-def _call(case: Case, implementation: Implementation, device: torch.device, backward: bool) -> Callable[[], Any]:
-    inputs = case.inputs(device)
-    if not backward:
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return implementation(*inputs)
-
-        return forward
-    inputs = tuple(t.requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
-    wanted = [inputs[i] for i in case.gradient_of]
-    gys = [torch.randn_like(y) for y in _outputs(implementation(*inputs))]
-    # A yardstick need not use all inputs; the gate has seen that ours does.
-    return lambda: torch.autograd.grad(_outputs(implementation(*inputs)), wanted, gys, allow_unused=True)
-
-
-def _outputs(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], float]]:
-    """{name: (call, work in GFLOP or GB)}."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.randn((1 << 29 if device.type == "cuda" else 1 << 25), device=device)
-    target = torch.empty_like(source)
-    return {
-        "product": (lambda: a @ b, 2 * size**3 / 1e9),
-        "copy": (lambda: target.copy_(source), 2 * source.numel() * 4 / 1e9),
-    }
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 # ---- the gate ---------------------------------------------------------------------------------------
 
 
 def _values(case: Case, implementation: Implementation, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Outputs and gradients, in float64."""
     inputs = tuple(t.detach().clone().requires_grad_(i in case.gradient_of) for i, t in enumerate(inputs))
-    outputs = _outputs(implementation(*inputs))
+    outputs = as_list(implementation(*inputs))
     values = list(outputs)
     if case.gradient_of:
         generator = torch.Generator().manual_seed(1)
@@ -140,30 +91,6 @@ def gate(case: Case, device: torch.device) -> tuple[float, float]:
 # ---- timing -----------------------------------------------------------------------------------------
 
 
-def _peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes allocated at the peak of one call beyond those before it; on a CPU, growth of the resident set."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what the call takes
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-        call()
-        return max(0, _resident("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(field)
-
-
 def measure(case: Case, device: torch.device, names: list[str], quick: bool, backward: bool) -> dict[str, Any]:
     """One row: ours, every baseline of `names` and the ceilings, in turn."""
     implementations: dict[str, Implementation] = {"ours": case.ours, **case.baselines}
@@ -173,12 +100,12 @@ def measure(case: Case, device: torch.device, names: list[str], quick: bool, bac
             case.baselines[name], **mode
         )
     implementations = {n: f for n, f in implementations.items() if n == "ours" or not names or n.split()[0] in names}
-    calls = {name: _call(case, f, device, backward) for name, f in implementations.items()}
-    ceilings = _ceilings(device, case.dtype)
+    calls = {name: call_of(case, f, device, backward) for name, f in implementations.items()}
+    ceilings = ceilings_of(device, case.dtype)
     memory = {}
     for name, call in calls.items():
         call()
-        memory[name] = _peak_memory(call, device)
+        memory[name] = peak_memory(call, device)
     times: dict[str, list[float]] = {name: [] for name in (*calls, *ceilings)}
     everything = {**calls, **{name: call for name, (call, _) in ceilings.items()}}
     started = time.perf_counter()
@@ -186,7 +113,7 @@ def measure(case: Case, device: torch.device, names: list[str], quick: bool, bac
         if turn >= 5 and time.perf_counter() - started > ENOUGH_SECONDS:
             break
         for name, call in everything.items():
-            times[name].append(_seconds(call, device))
+            times[name].append(seconds(call, device))
     rates = {name: work / min(times[name]) for name, (_, work) in ceilings.items()}
     flops = case.flops
     if backward:
@@ -247,6 +174,14 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+def known_families(parser: argparse.ArgumentParser, names: list[str]) -> list[str]:
+    """`names`, or all families where there are none; an unknown one ends the program with a usage message."""
+    unknown = set(names) - set(FAMILIES)
+    if unknown:
+        parser.error(f"unknown family {', '.join(sorted(unknown))}; choose from {', '.join(FAMILIES)}")
+    return names or list(FAMILIES)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hyperfast bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -262,9 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--report", type=Path, help="write the table of these rows here")
     options = parser.parse_args(arguments)
-    unknown = set(options.families) - set(FAMILIES)
-    if unknown:
-        parser.error(f"unknown family {', '.join(sorted(unknown))}; choose from {', '.join(FAMILIES)}")
+    families = known_families(parser, options.families)
 
     from . import report
 
@@ -272,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     where, rows, failed = environment(device), [], False
     target = options.json or (None if options.quick else RESULTS / f"{_slug(where['device'])}.json")
     names = [n for n in options.baseline.split(",") if n]
-    for family in options.families or FAMILIES:
+    for family in families:
         every = importlib.import_module(f"{__package__}.{family}").cases()
         for case in (case for case in every if options.case in case.name and not (options.quick and case.long)):
             try:

@@ -20,10 +20,14 @@ _EXPERIMENTS = {
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["bench"]:  # has a parser of its own
+    if arguments[:1] == ["bench"]:  # these two have parsers of their own
         from .benchmarks import run
 
         return run.main(arguments[1:])
+    if arguments[:1] == ["profile"]:
+        from .benchmarks import profile
+
+        return profile.main(arguments[1:])
     if arguments[:1] and arguments[0] in _EXPERIMENTS:
         return _with_extras(arguments[0], lambda: _experiment(arguments[0], arguments[1:]))
     options = _parser().parse_args(arguments)
@@ -47,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, words in _EXPERIMENTS.items():
         commands.add_parser(name, help=words)
     commands.add_parser("bench", help="time the kernels against PyTorch (hyperfast bench --help)")
+    commands.add_parser("profile", help="where the time of a kernel family goes (hyperfast profile --help)")
     return parser
 
 

@@ -11,6 +11,7 @@ from hyperfast.benchmarks import (
     gauge,
     hyper_lstm,
     nn_entropy,
+    profile,
     report,
     run,
     target_net,
@@ -19,6 +20,7 @@ from hyperfast.benchmarks import (
 from hyperfast.benchmarks.case import Case
 
 import hyperfast as hf
+from hyperfast import cli
 from hyperfast.models import targets
 
 CPU = torch.device("cpu")
@@ -103,3 +105,27 @@ def test_the_page_on_scaling_has_the_script_s_tables():
     assert one["reduce"] == 0
     net = hf.nn.TargetNet(targets.deutsch_mnist())
     assert ensemble_plan.Job().flops_per_evaluation == pytest.approx(net.plan.flops_per_row((1, 28, 28)), rel=1e-2)
+
+
+def test_a_profile_counts_an_op_s_work(tmp_path):
+    a, b = torch.randn(64, 128), torch.randn(128, 32)
+    whole, rows = profile.profile(lambda: (a @ b).relu(), CPU, 3, tmp_path / "trace.json")
+    found = {row["name"]: row for row in rows}
+    assert set(found) == {"aten::mm", "aten::relu"}
+    assert found["aten::mm"]["flops"] == 2 * 64 * 128 * 32
+    assert found["aten::mm"]["bytes"] == 4 * (64 * 128 + 128 * 32 + 64 * 32)
+    assert all(0 < row["seconds"] < whole and row["calls"] == 1 for row in rows)
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    text = profile.table(rows, whole, {"product": 100.0, "copy": 10.0})
+    assert "aten::mm" in text
+    assert "between ops" in text
+
+
+def test_profile_of_a_family(capsys):
+    assert cli.main(["profile", "gauge", "--case", "32", "--calls", "2", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "hyperfast::gauge_cpp" in out
+    assert "hyperfast::gauge_backward_cpp" in out
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "gauge", "--case", "no such case", "--device", "cpu"])
+    assert "no case of gauge" in capsys.readouterr().err
