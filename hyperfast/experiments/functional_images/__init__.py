@@ -1,0 +1,1 @@
+"""Klocek et al.: images and shapes as functions, whose networks a hypernetwork generates."""
