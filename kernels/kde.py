@@ -61,7 +61,7 @@ def _nearest_and_sum(x, y, mu, n, k, wanted, BL: tl.constexpr, BN: tl.constexpr)
 
 @triton.jit
 def _log_density(nearest, total, sigma, n):
-    return tl.log(total) - nearest / (2.0 * sigma * sigma) - (_LOG_2PI + tl.log(n * sigma) + tl.log(sigma))
+    return tl.log(total) - nearest / (2.0 * sigma * sigma) - (tl.log(n * sigma) + tl.log(sigma) + _LOG_2PI)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def kde_kernel(points, mu, weight, sigma, saved, part, samples, length, n, point
     x = tl.load(points + b * point_sample + 2 * l, counted, 0.0)
     y = tl.load(points + b * point_sample + 2 * l + 1, counted, 0.0)
     s = tl.load(sigma + b * sigma_sample)
-    nearest, total = _nearest_and_sum(x, y, mu + b * mu_sample, n, _HALF_LOG2E / (s * s), counted, BL, BN)
+    nearest, total = _nearest_and_sum(x, y, mu + b * mu_sample, n, 1.0 / (s * s) * _HALF_LOG2E, counted, BL, BN)
     tl.store(saved + b * length + l, nearest, l < length)
     tl.store(saved + (samples + b) * length + l, total, l < length)
     log_p = _log_density(nearest, tl.where(counted, total, 1.0), s, n)
@@ -97,7 +97,7 @@ def kde_points_kernel(g, points, mu, weight, sigma, saved, gpoints, gweight, gsi
     counted = w != 0.0
     px = points + b * point_sample + 2 * l
     s = tl.load(sigma + b * sigma_sample)
-    k = _HALF_LOG2E / (s * s)
+    k = 1.0 / (s * s) * _HALF_LOG2E
     upstream = tl.load(g + b * g_sample)
     nearest = tl.load(saved + b * length + l, l < length, 0.0)
     total = tl.load(saved + (samples + b) * length + l, l < length, 0.0)
@@ -147,7 +147,7 @@ def kde_centres_kernel(g, points, mu, weight, sigma, saved, gmu, samples, length
     points += b * point_sample
     weight += b * weight_sample
     s = tl.load(sigma + b * sigma_sample)
-    k = _HALF_LOG2E / (s * s)
+    k = 1.0 / (s * s) * _HALF_LOG2E
     gx = tl.zeros((BL, BN), tl.float32)
     gy = tl.zeros((BL, BN), tl.float32)
     for first in range(0, length, BL):
