@@ -6,7 +6,7 @@
 //
 // With d_li = |x_l - mu_i|^2, m_l = min over i of d_li and S_l = sum over i of exp((m_l - d_li) / (2 sigma^2)):
 //     log p_l = log(S_l) - m_l / (2 sigma^2) - log(2 pi n sigma^2)      ce = - sum_l w_l log p_l
-// A summand below the smallest normal number is taken as 0, beside the 1 of the nearest centre. saved holds m and S,
+// A summand below 2^-80 (double: 2^-900) is taken as 0, beside the 1 of the nearest centre. saved holds m and S,
 // and 0, 0 for a point of weight 0, which is not looked at. Backward, with r_li = exp((m_l - d_li) / (2 sigma^2)) / S_l
 // and c_l = g w_l / sigma^2:
 //     gx_l = c_l sum_i r_li (x_l - mu_i)      gmu_i = - sum_l c_l r_li (x_l - mu_i)      gw_l = - g log p_l
