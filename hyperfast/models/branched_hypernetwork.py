@@ -90,9 +90,10 @@ class Branch(nn.Sequential):
 class BranchedHypernetwork(nn.Module):
     """Pictures [B,C,H,W] -> weights theta [B,P] of one target network each.
 
-    Layers of the target are those of net.layout: a weight and the bias that follows it share a branch. The last linear
-    layers start so that theta does as PyTorch would initialise it, the same for every picture, plus a smaller part
-    that depends on the picture.
+    Layers of the target are those of net.layout: a weight and the bias that follows it share a branch. A branch gives
+    weights in units of 1 / sqrt(fan_in), so that a step of Adam, which is of one size for all parameters, moves the
+    weights of all layers by the same part of themselves. They start as PyTorch would initialise them, the same for
+    every picture, plus a smaller part that depends on the picture.
 
     Args:
         net: the target network.
@@ -104,6 +105,8 @@ class BranchedHypernetwork(nn.Module):
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
+
+    unit: Tensor
 
     def __init__(
         self, net: TargetNet, in_channels: int, size: tuple[int, int], width: int = 12, branch_width: int = 128
@@ -125,18 +128,17 @@ class BranchedHypernetwork(nn.Module):
         self.weights = nn.ModuleList(
             nn.Linear(branch_width, sum(e.place.stop - e.place.start for e in layer)) for layer in entries.values()
         )
+        self.register_buffer("unit", torch.empty(net.num_weights), persistent=False)
         self._start(list(entries.values()))
 
     @torch.no_grad()
     def _start(self, layers: list[list]) -> None:
         for linear, layer in zip(self.weights, layers, strict=True):
-            at = 0
+            linear.bias.uniform_(-1, 1)
+            # A feature's mean square is 1/2 behind batch norm and ReLU; U(-1, 1) has the deviation 1 / sqrt 3.
+            linear.weight.normal_(0, VARIATION * (2 / 3 / linear.in_features) ** 0.5)
             for entry in layer:
-                rows = slice(at, at := at + entry.place.stop - entry.place.start)
-                bound = entry.fan_in**-0.5 if entry.fan_in else 0.0
-                linear.bias[rows].uniform_(-bound, bound)
-                # A feature's mean square is 1/2 behind batch norm and ReLU; U(-b, b) has the deviation b / sqrt 3.
-                linear.weight[rows].normal_(0, VARIATION * bound * (2 / 3 / linear.in_features) ** 0.5)
+                self.unit[entry.place] = entry.fan_in**-0.5 if entry.fan_in else 1.0
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[B,C,H,W] -> [B,P], in the order of net.layout."""
@@ -145,4 +147,4 @@ class BranchedHypernetwork(nn.Module):
             check_size("pictures", pictures, dim, expected, "the constructor's")
         features = self.trunk(pictures)
         parts = zip(self.branches, self.weights, strict=True)
-        return torch.cat([linear(branch(features)) for branch, linear in parts], 1)
+        return torch.cat([linear(branch(features)) for branch, linear in parts], 1) * self.unit
