@@ -150,11 +150,11 @@ def parts(count: int = 40) -> shapes.Pictures:
 
 
 def test_training_learns_where_the_bars_are(tmp_path):
-    config = replace(TINY, sigma=0.1, branch_width=16, width=8, batch=16, steps=120, learning_rate=5e-3,
-                     learning_rate_decay=0.99, validate_every=120)  # fmt: skip
+    config = replace(TINY, sigma=0.1, branch_width=16, width=8, batch=16, steps=80, learning_rate=5e-3,
+                     learning_rate_decay=0.99, validate_every=80)  # fmt: skip
     shapes.train(config, parts(), tmp_path, CPU)
     net, hypernetwork, _, step = shapes.load(tmp_path / "checkpoint.safetensors", CPU)
-    assert step == 120
+    assert step == 80
     scores = shapes.scores(config, net, hypernetwork, bars(4))
     assert (scores < -0.3).all()  # better than the even square, for each of the four
     wrong = shapes.cross_entropy(

@@ -95,7 +95,7 @@ PRESETS = {
     "paper": Config(),
     # Of 8 pixels one has a side of 0.125: a wider Gaussian closes the gaps between them.
     "small": Config(
-        data="embedded", points=150, sigma=0.05, width=8, branch_width=32, steps=1_500, learning_rate=2e-3,
+        data="embedded", points=150, sigma=0.05, width=8, branch_width=32, steps=1_200, learning_rate=2e-3,
         learning_rate_decay=0.998, held_out=200, validate_every=250, checkpoint_every=250,
     ),
 }  # fmt: skip
