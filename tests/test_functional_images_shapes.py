@@ -208,7 +208,7 @@ def test_interpolation_ends_at_the_pictures_networks():
     ("settings", "words"),
     [
         (lambda: Config(sigma=0), r"config\.sigma must be positive; got 0"),
-        (lambda: Config(batch=1), r"config\.batch must be positive"),
+        (lambda: Config(batch=1), r"config\.batch must be at least 2"),
         (lambda: Config(data="letters"), "config.data must be mnist or embedded"),
         (lambda: Config(validation_pictures=0), r"config\.validation_pictures"),
         (lambda: Evaluation(between=1), r"config\.evaluation\.between"),

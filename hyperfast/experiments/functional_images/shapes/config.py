@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...settings import check_at_least
+
 NAME = "functional_images/shapes"
 # Steps taken so far do not depend on these: a checkpoint may be resumed with others.
 MAY_DIFFER = ("steps", "validate_every", "validation_pictures", "log_every", "checkpoint_every", "evaluation")
-
-
-def _check_positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{where}.{name} must be positive; got {value}")
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,7 @@ class Evaluation:
     """Steps around the circle of an outline."""
 
     def __post_init__(self) -> None:
-        counts = {n: getattr(self, n) for n in ("shapes", "pairs", "points", "outline")}
-        _check_positive("config.evaluation", **counts, between=self.between - 1)
-        if self.pictures is not None:
-            _check_positive("config.evaluation", pictures=self.pictures)
+        check_at_least(self, "config.evaluation", pictures=1, shapes=1, pairs=0, between=2, points=1, outline=1)
 
 
 @dataclass(frozen=True)
@@ -79,13 +72,13 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        positive = ("points", "sigma", "width", "branch_width", "steps", "learning_rate", "learning_rate_decay", "clip",
-                    "held_out", "validate_every", "log_every", "checkpoint_every")  # fmt: skip
-        _check_positive("config", **{name: getattr(self, name) for name in positive}, batch=self.batch - 1)
+        check_at_least(self, batch=2)  # batch norm needs two
+        check_at_least(self, points=1, steps=1, held_out=1, validation_pictures=1, validate_every=1, log_every=1, checkpoint_every=1, seed=0)  # fmt: skip
+        for name in ("sigma", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"config.{name} must be positive; got {getattr(self, name)}")
         if self.data not in ("mnist", "embedded"):
             raise ValueError(f"config.data must be mnist or embedded; got {self.data!r}")
-        if self.validation_pictures is not None:
-            _check_positive("config", validation_pictures=self.validation_pictures)
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate * self.learning_rate_decay**step
