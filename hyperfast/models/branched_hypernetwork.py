@@ -129,16 +129,18 @@ class BranchedHypernetwork(nn.Module):
             nn.Linear(branch_width, sum(e.place.stop - e.place.start for e in layer)) for layer in entries.values()
         )
         self.register_buffer("unit", torch.empty(net.num_weights), persistent=False)
-        self._start(list(entries.values()))
+        self._start(net)
 
     @torch.no_grad()
-    def _start(self, layers: list[list]) -> None:
-        for linear, layer in zip(self.weights, layers, strict=True):
-            linear.bias.uniform_(-1, 1)
-            # A feature's mean square is 1/2 behind batch norm and ReLU; U(-1, 1) has the deviation 1 / sqrt 3.
-            linear.weight.normal_(0, VARIATION * (2 / 3 / linear.in_features) ** 0.5)
-            for entry in layer:
-                self.unit[entry.place] = entry.fan_in**-0.5 if entry.fan_in else 1.0
+    def _start(self, net: TargetNet) -> None:
+        for weight in self.weights.parameters():
+            if weight.dim() == 1:
+                nn.init.uniform_(weight, -1, 1)
+            else:
+                # A feature's mean square is 1/2 behind batch norm and ReLU; U(-1, 1) has the deviation 1 / sqrt 3.
+                nn.init.normal_(weight, 0, VARIATION * (2 / 3 / weight.shape[1]) ** 0.5)
+        for entry in net.plan.layout:
+            self.unit[entry.place] = entry.fan_in**-0.5 if entry.fan_in else 1.0
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[B,C,H,W] -> [B,P], in the order of net.layout."""

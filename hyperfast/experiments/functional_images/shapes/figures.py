@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("shapes", "interpolation", "training")
 _POINTS = "#1f5fa8"
+_CURVES = (("metrics.csv", "loss"), ("validation.csv", "cross_entropy"))
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,15 @@ def interpolation(drawn: Drawn) -> Figure:
 def training(run: Path) -> Figure:
     """Cross-entropy of the batches and of the validation pictures against the step."""
     picture, axes = figure()
-    for file, name, style in (
-        ("metrics.csv", "loss", {"color": MANY, "linewidth": 0.7, "label": "batches"}),
-        ("validation.csv", "cross_entropy", {"color": ONE, "marker": "o", "markersize": 3, "label": "validation"}),
-    ):
-        rows = read_table(run / file) if (run / file).exists() else []
-        axes.plot([float(row["step"]) for row in rows], [float(row[name]) for row in rows], **style)
+    batches, validation = (_columns(run / file, name) for file, name in _CURVES)
+    axes.plot(*batches, color=MANY, linewidth=0.7, label="batches")
+    axes.plot(*validation, color=ONE, marker="o", markersize=3, label="validation")
     axes.set(xlabel="step", ylabel="cross-entropy, nats")
     axes.legend()
     return picture
+
+
+def _columns(path: Path, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a CSV file; empty where there is none."""
+    rows = read_table(path) if path.exists() else []
+    return [float(row["step"]) for row in rows], [float(row[name]) for row in rows]
