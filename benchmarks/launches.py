@@ -10,6 +10,7 @@ from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.gauge import gauge, gauge_backward
 from hyperfast.kernels.hyper_lstm import hyper_lstm as hyper_lstm_forward
 from hyperfast.kernels.hyper_lstm_backward import hyper_lstm_backward
+from hyperfast.kernels.kde import kde, kde_backward
 from hyperfast.kernels.nn_entropy import nearest_neighbor, nearest_neighbor_backward
 from hyperfast.kernels.target_net import batched_mlp, batched_mlp_backward
 from hyperfast.kernels.target_net_cnn import batched_cnn
@@ -144,6 +145,26 @@ def nn_entropy(short: bool) -> Iterator[Launch]:
             yield f"{shape} p={p} backward", partial(nearest_neighbor_backward, *backward)
 
 
+def kde_cross_entropy(short: bool) -> Iterator[Launch]:
+    """The paper's digits, with the gradients that training asks for and with all; fewer points than a block; one centre."""
+    shapes = {"L=784 n=400": (784, 400)}
+    if not short:
+        shapes |= {"L=20 n=400": (20, 400), "L=784 n=1": (784, 1)}
+    for shape, (length, n) in shapes.items():
+        tensors = [torch.zeros(2, *size) for size in ((length, 2), (n, 2), (length,), ())]
+        g, saved = torch.zeros(2), torch.zeros(2, 2, length)
+        yield shape, partial(kde, *tensors)
+        wanted = {"mu": (False, True, False, False), "all": (True,) * 4}
+        if not short:
+            wanted |= {
+                "points": (True, False, False, False),
+                "weight": (False, False, True, False),
+                "sigma": (False, False, False, True),
+            }
+        for kind, wants in wanted.items():
+            yield f"{shape} backward {kind}", partial(kde_backward, g, *tensors, saved, *wants)
+
+
 def hyper_lstm(short: bool) -> Iterator[Launch]:
     """The paper's sizes, with dropout and both outputs that embeddings may read; an LSTM; few units, no layer norm.
 
@@ -219,6 +240,7 @@ FAMILIES = {
     "ensemble": ensemble,
     "gauge": fix_gauge,
     "hyper_lstm": hyper_lstm,
+    "kde": kde_cross_entropy,
     "nn_entropy": nn_entropy,
     "tiled_conv": tiled_conv,
 }

@@ -164,6 +164,13 @@ def _smoke_neighbors(device: str) -> torch.Tensor:
     return nearest_neighbor(make_inputs(9, 20, device=device))[0]
 
 
+def _smoke_kde(device: str) -> torch.Tensor:
+    from .ops import kde_cross_entropy
+    from .reference.kde import make_inputs
+
+    return kde_cross_entropy(*make_inputs(2, 9, 7, device=device))
+
+
 def _smoke_hyper_lstm(device: str) -> torch.Tensor:
     from .ops.hyper_lstm import hyper_lstm
     from .reference.hyper_lstm import make_inputs
@@ -200,6 +207,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "hyper_lstm": _smoke_hyper_lstm,
     "hyper_rnn": _smoke_hyper_rnn,
     "hyper_rnn_matrix": partial(_smoke_hyper_rnn, scaling="matrix"),
+    "kde_cross_entropy": _smoke_kde,
     "nearest_neighbor": _smoke_neighbors,
 }
 

@@ -10,6 +10,7 @@ from hyperfast.benchmarks import (
     ensemble_plan,
     gauge,
     hyper_lstm,
+    kde,
     nn_entropy,
     profile,
     report,
@@ -59,7 +60,14 @@ def test_rows_and_tables(tmp_path):
     assert "target_net/tiny" in report.table(rows)
 
 
-CASES = [*target_net.cases(), *ensemble.cases(), nn_entropy.cases()[0], gauge.cases()[0], tiled_conv.cases()[0]]
+CASES = [
+    *target_net.cases(),
+    *ensemble.cases(),
+    nn_entropy.cases()[0],
+    gauge.cases()[0],
+    tiled_conv.cases()[0],
+    kde.cases()[1],
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

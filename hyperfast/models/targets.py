@@ -1,8 +1,12 @@
-"""The papers' convolutional target networks, as templates for hf.nn.TargetNet."""
+"""The papers' target networks, as templates for hf.nn.TargetNet."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
+
+from ..nn import Cos
 
 
 def deutsch_mnist() -> nn.Sequential:
@@ -36,3 +40,16 @@ def hypergan_cifar() -> nn.Sequential:
         nn.Linear(256, 128, bias=False), nn.LeakyReLU(0.01),
         nn.Linear(128, 10, bias=False),
     )  # fmt: skip
+
+
+def klocek_mlp(inputs: int = 2, outputs: int = 2) -> nn.Sequential:
+    """Klocek et al., "Multi-task hypernetworks", section 3.1: widths up and down again, cosines, a sigmoid at the end.
+
+    inputs -> 32 -> 64 -> 256 -> 64 -> outputs: 35,426 weights for 2 -> 2, points of the plane to points of the unit
+    square. Without the paper's batch norm and residual connections.
+    """
+    widths = (inputs, 32, 64, 256, 64, outputs)
+    layers: list[nn.Module] = []
+    for i, o in pairwise(widths):
+        layers += [nn.Linear(i, o), Cos()]
+    return nn.Sequential(*layers[:-1], nn.Sigmoid())

@@ -74,6 +74,19 @@ HF_INLINE F vlog(F x) {
   return __builtin_convertvector(n, F) * 0.693147181f + log1p;
 }
 
+// 2^x for x in [-126, 127], relative error 1e-8 before rounding; other numbers give garbage, NaN gives NaN.
+HF_INLINE F exp2_normal(F x) {
+  const F t = x + kRound;
+  const F r = x - (t - kRound);
+  F p = 0.0001532113864536953f * r + 0.001339017079783632f;
+  p = p * r + 0.009618526680893084f;
+  p = p * r + 0.05550362399847888f;
+  p = p * r + 0.24022647832186947f;
+  p = p * r + 0.6931471805599453f;
+  const F scale = (F)(((I)t << 23) + 0x3F800000);
+  return p * r * scale + scale;
+}
+
 HF_INLINE F vexp(F x) {
   const Exponential e = exponential(clamp(x, -87.0f, 88.0f));
   return e.expm1 * e.scale + e.scale;
@@ -105,6 +118,12 @@ HF_INLINE F vnormal_cdf(F x) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
+HF_INLINE D exp2_normal(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_exp2(v); });
+}
+HF_INLINE D vlog(D x) {
+  return lane_by_lane(x, [](double v) { return __builtin_log(v); });
+}
 HF_INLINE D vexp(D x) {
   return lane_by_lane(x, [](double v) { return __builtin_exp(v); });
 }
