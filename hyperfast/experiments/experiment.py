@@ -19,7 +19,10 @@ _REGISTRY = {
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
     "hypernetworks/char_lm": "hyperfast.experiments.hypernetworks.char_lm",
+    "hypernetworks/coordinates": "hyperfast.experiments.hypernetworks.coordinates",
     "hypernetworks/handwriting": "hyperfast.experiments.hypernetworks.handwriting",
+    "hypernetworks/mnist": "hyperfast.experiments.hypernetworks.mnist",
+    "hypernetworks/wrn": "hyperfast.experiments.hypernetworks.wrn",
 }
 
 

@@ -1,0 +1,64 @@
+"""The settings of hypernetworks/coordinates; networks as in the paper, which says nothing of the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..classification import Evaluation, check_settings
+
+NAME = "hypernetworks/coordinates"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A network 784-256-10 for MNIST; a network of coordinates generates its first layer (appendix A.1)."""
+
+    net: Literal["coordinates", "direct"] = "coordinates"
+    """Whether the 784x256 weights are generated, by 801 parameters, or learned themselves."""
+    width: int = 25
+    """Units of each of the hypernetwork's two hidden layers."""
+    images: Literal["mnist", "digits"] = "mnist"
+    """MNIST, or scikit-learn's digits enlarged to its size."""
+    held_out: int = 5_000
+    """So many training images are held out for validation."""
+    padding: int = 0
+    """Images that are trained on are padded by so many pixels on every side and cropped at random."""
+    batch: int = 1_000
+    """Images of a step."""
+    steps: int = 5_500
+    """Training steps: 100 epochs of 55."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the first step."""
+    learning_rate_decay: float = 1.0
+    """Factor of the learning rate at each step."""
+    validate_every: int = 55
+    """Steps between validations: an epoch."""
+    log_every: int = 10
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 55
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial weights and batches."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        check_settings(self, ("width",))
+
+    def learning_rate_at(self, step: int) -> float:
+        return self.learning_rate * self.learning_rate_decay**step
+
+
+_PAPER = Config()
+# Shows in two minutes that all works.
+_SMALL = replace(
+    _PAPER, images="digits", held_out=200, batch=200, steps=400, validate_every=40, checkpoint_every=40,
+    learning_rate=5e-3,
+)  # fmt: skip
+
+PRESETS = {
+    "paper": _PAPER,
+    "direct": replace(_PAPER, net="direct"),
+    "small": _SMALL,
+    "small_direct": replace(_SMALL, net="direct"),
+}
