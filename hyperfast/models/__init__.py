@@ -4,5 +4,14 @@ from . import targets
 from .filter_hypernetwork import FilterHypernetwork, NoiseStream, deutsch_hypernetwork
 from .masked_flow import MaskedFlow
 from .multiplicative_flows import MultiplicativeFlows
+from .wide_resnet import WideResNet
 
-__all__ = ["FilterHypernetwork", "MaskedFlow", "MultiplicativeFlows", "NoiseStream", "deutsch_hypernetwork", "targets"]
+__all__ = [
+    "FilterHypernetwork",
+    "MaskedFlow",
+    "MultiplicativeFlows",
+    "NoiseStream",
+    "WideResNet",
+    "deutsch_hypernetwork",
+    "targets",
+]
