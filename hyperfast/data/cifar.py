@@ -58,7 +58,7 @@ def load_cifar10(root: str | Path | None = None) -> CIFAR10:
     for place in (top / name for name in FOLDERS):
         for folder in (place, place / BATCHES):
             if (folder / TRAIN_BATCHES[0]).is_file():
-                return _from_batches(folder, lambda name, folder=folder: (folder / name).read_bytes())
+                return _from_batches(folder, _reader(folder))
         if (place / TAR).is_file():
             return _from_tar(place / TAR)
         if (place / "train").is_dir() and (place / "test").is_dir():
@@ -95,6 +95,10 @@ def load_cifar10_subset(root: str | Path | None = None) -> CIFAR10:
     return CIFAR10(everything[:-SUBSET_TEST], everything[-SUBSET_TEST:], title)
 
 
+def _reader(folder: Path) -> Callable[[str], bytes]:
+    return lambda name: (folder / name).read_bytes()
+
+
 def _labelled(images: np.ndarray, labels: np.ndarray, path: Path) -> Labelled:
     if not len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
         found = f"they are {labels.min()} to {labels.max()}" if len(labels) else "there are none"
@@ -115,10 +119,12 @@ def _from_batches(place: Path, read: Callable[[str], bytes]) -> CIFAR10:
                 read_parts.append(_batch(read(name), place / name))
             except FileNotFoundError as problem:
                 wanted = ", ".join((*TRAIN_BATCHES, TEST_BATCH))
-                raise FileNotFoundError(f"cifar10: {name} not found in {place}, where {wanted} were expected") from problem
+                raise FileNotFoundError(
+                    f"cifar10: {name} not found in {place}, where {wanted} were expected"
+                ) from problem
         images, labels = (np.concatenate(arrays) for arrays in zip(*read_parts, strict=True))
         parts.append(_labelled(images, labels, place))
-    return CIFAR10(*parts, "CIFAR-10")
+    return CIFAR10(parts[0], parts[1], "CIFAR-10")
 
 
 def _from_tar(path: Path) -> CIFAR10:
@@ -175,7 +181,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _from_folders(place: Path) -> CIFAR10:
     names = [path.relative_to(place).as_posix() for part in ("train", "test") for path in (place / part).rglob("*")]
-    return _from_images(place, names, lambda name: (place / name).read_bytes())
+    return _from_images(place, names, _reader(place))
 
 
 def _from_zip(path: Path) -> CIFAR10:
@@ -208,7 +214,7 @@ def _from_images(place: Path, names: Iterable[str], read: Callable[[str], bytes]
     for found in of_part.values():
         images = np.stack([_pixels(read(name), place / name) for name, _ in found])
         parts.append(_labelled(images.transpose(0, 3, 1, 2), np.array([label for _, label in found]), place))
-    return CIFAR10(*parts, "CIFAR-10 (JPEG)" if lossy else "CIFAR-10")
+    return CIFAR10(parts[0], parts[1], "CIFAR-10 (JPEG)" if lossy else "CIFAR-10")
 
 
 def _pixels(contents: bytes, path: Path) -> np.ndarray:
@@ -220,5 +226,7 @@ def _pixels(contents: bytes, path: Path) -> np.ndarray:
     except (OSError, ValueError, SyntaxError) as problem:  # Pillow: SyntaxError for some damaged PNGs
         raise ValueError(f"{path}: an image was expected; {problem}") from problem
     if pixels.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"{path}: an image of {SIDE}x{SIDE} pixels was expected; got {pixels.shape[1]}x{pixels.shape[0]}")
+        raise ValueError(
+            f"{path}: an image of {SIDE}x{SIDE} pixels was expected; got {pixels.shape[1]}x{pixels.shape[0]}"
+        )
     return pixels

@@ -37,9 +37,7 @@ def load_pictures(name: str, root: str | Path | None = None, validation: int = 5
         draw = _grey if name == "digits" else _coloured
         train = Labelled(draw(digits.train_images), digits.train_labels)
         title = "scikit-learn's digits" if name == "digits" else "scikit-learn's digits in colour"
-        return Parts(
-            *held_out(train, validation), Labelled(draw(digits.test_images), digits.test_labels), title
-        )
+        return Parts(*held_out(train, validation), Labelled(draw(digits.test_images), digits.test_labels), title)
     raise ValueError(f"there are no pictures {name!r}; known: {', '.join(PICTURES)}")
 
 

@@ -62,7 +62,11 @@ def run(
     validations = Table(out / "validation.csv", t.validation, step) if t.validate else None
     times = Table(out / SECONDS, ("seconds",), step)
     seconds = times.last["seconds"] if times.last else 0.0
-    lowest = min((float(row[t.stops_at]) for row in read_table(validations.path)), default=inf) if t.stops_at and validations else inf
+    lowest = (
+        min((float(row[t.stops_at]) for row in read_table(validations.path)), default=inf)
+        if t.stops_at and validations
+        else inf
+    )
     saved = step
     with ProgressBar("training", t.steps, step, t.shows) as bar, stop_between_steps() as asked_to_stop:
         while step < t.steps and not asked_to_stop():

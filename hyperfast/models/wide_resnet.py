@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import ContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +63,7 @@ class WideResNet(nn.Module):
 
         Generated kernels are made at once, and their part of the sum in the same pass.
         """
-        assembled: ContextManager = nullcontext() if self.generator is None else self.generator.assembled(self)
+        assembled: AbstractContextManager = nullcontext() if self.generator is None else self.generator.assembled(self)
         with assembled as made:
             h = self.first(images)
             for block in self.blocks:
@@ -100,5 +99,5 @@ def _conv(channels: int, out: int, stride: int, generator: TileHypernetwork | No
 def _plain(channels: int, out: int, stride: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels, out, 3, stride, padding=1)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    nn.init.zeros_(conv.bias)
+    conv.get_parameter("bias").data.zero_()
     return conv

@@ -42,7 +42,7 @@ class Net:
     name: str
     """The training's folder."""
     config: Any
-    model: nn.Module
+    model: Any
 
 
 def cross_entropy(config: Any, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,16 +62,16 @@ class Classification:
     name: str
     summary: str
     presets: dict[str, Any]
-    model: Callable[[Any], nn.Module]
+    model: Callable[[Any], Any]
     """Config -> the model, float32 images [N,C,H,W] -> logits [N,10]."""
     kernels: str
     """Name of the figure ..."""
     draw: Callable[[Sequence[Net], str, Path], Path]
     """... that shows the weights of trained nets: (nets, title of the images, folder) -> file."""
-    optimizer: Callable[[Any, nn.Module], torch.optim.Optimizer] = lambda config, model: torch.optim.Adam(
+    optimizer: Callable[[Any, Any], torch.optim.Optimizer] = lambda config, model: torch.optim.Adam(
         model.parameters(), config.learning_rate_at(0)
     )
-    objective: Callable[[Any, nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy
+    objective: Callable[[Any, Any, Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy
     """(config, model, float32 images, labels) -> (loss, logits)."""
     flip: bool = False
     """Whether half of the images that are trained on are mirrored."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def centres(sizes: tuple[int, ...]) -> Tensor:
 
 
 class CoordinateMLP(nn.Module):
-    """images [N,1,28,28] -> logits [N,10]: 784 -> 256 ReLU units, which lie on a grid of 16x16, -> 10.
+    """images [N,1,28,28] -> logits [N,10]: pixels less config.mean, 784 -> 256 ReLU units on a grid of 16x16 -> 10.
 
     config.net == "coordinates": the weight from the pixel at (y, x) to the unit at (v, u) is net(y, x, v, u) of a
     network 4-25-25-1 with ReLU, whose 801 parameters are learned. Biases and the last layer are learned themselves.
@@ -32,13 +34,14 @@ class CoordinateMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.hidden = nn.Linear(28 * 28, 16 * 16)
+        self.mean = config.mean
+        hidden = nn.Linear(28 * 28, 16 * 16)
+        self.bias = hidden.bias
         self.last = nn.Linear(16 * 16, 10)
         self.net: TargetNet | None = None
-        if config.net == "coordinates":
-            bias = self.hidden.bias
-            self.hidden = nn.Module()  # of the layer's parameters only the bias
-            self.hidden.bias = bias
+        if config.net == "direct":
+            self.direct = hidden.weight
+        else:
             self.net = TargetNet(
                 nn.Sequential(
                     nn.Linear(len(GRID), config.width), nn.ReLU(),
@@ -47,33 +50,29 @@ class CoordinateMLP(nn.Module):
                 )
             )  # fmt: skip
             self.register_buffer("grid", centres(GRID), persistent=False)
-            self.theta = nn.Parameter(self._initial(self.net.init(1)))
+            self.theta = nn.Parameter(self.net.init(1))
+            self._rescale(self.net)
 
     @torch.no_grad()
-    def _initial(self, theta: Tensor) -> Tensor:
-        """theta [1,P], its last layer rescaled and shifted: the generated weights start with mean 0 and He's deviation.
+    def _rescale(self, net: TargetNet) -> None:
+        """Of theta the last layer, so that the generated weights start with mean 0 and He's deviation.
 
-        As PyTorch initialises the network, all weights are of one sign nearly: every hidden unit then is silent on every
-        image, or none is on any, and training stays where it is.
+        As PyTorch initialises the network, nearly all of them are of one sign, and the hidden units nearly the same.
         """
-        net = self.net
-        assert net is not None
-        made = net(self.grid, theta)
-        scale = (2 / (28 * 28)) ** 0.5 / made.std()
-        parts = net.unflatten(theta.clone())
-        last_weight, last_bias = list(parts.values())[-2:]
+        made = self.weight()
+        scale = math.sqrt(2 / len(made)) / made.std()
+        last_weight, last_bias = list(net.unflatten(self.theta).values())[-2:]  # views
         last_weight.mul_(scale)
         last_bias.sub_(made.mean()).mul_(scale)
-        return net.flatten(parts)
 
     def weight(self) -> Tensor:
         """[28*28, 16*16], differentiable."""
         if self.net is None:
-            return self.hidden.weight.t()
-        # The one place that makes the weights: hf.ops.eval_grid(self.theta, self.net, GRID) is to take over here, and the
-        # buffer `grid` and centres() to go.
+            return self.direct.t()
+        # The only place that makes the weights: hf.ops.eval_grid(self.theta, self.net, GRID) is to take over here, and
+        # the buffer `grid` and centres() to go.
         return self.net(self.grid, self.theta).view(28 * 28, 16 * 16)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = torch.addmm(self.hidden.bias, images.flatten(1), self.weight())
+        h = torch.addmm(self.bias, images.flatten(1) - self.mean, self.weight())
         return self.last(F.relu(h))

@@ -56,8 +56,7 @@ class Config:
 _PAPER = Config()
 # Shows in a minute that all works.
 _SMALL = replace(
-    _PAPER, images="digits", held_out=200, batch=100, steps=400, validate_every=40, checkpoint_every=40,
-    learning_rate_floor=1e-3,
+    _PAPER, images="digits", held_out=200, batch=100, steps=1_000, validate_every=100, checkpoint_every=100,
 )  # fmt: skip
 
 PRESETS = {

@@ -32,12 +32,12 @@ class ConvNet(nn.Module):
         else:
             self.second = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, padding="same")
         self.last = nn.Linear(7 * 7 * CHANNELS, 10)
-        for layer in (self.first, self.second):
-            if isinstance(layer, nn.Conv2d):
-                nn.init.trunc_normal_(layer.weight, std=_STD, a=-2 * _STD, b=2 * _STD)
-                nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for name, value in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(value)
+            elif name in ("first.weight", "second.weight"):
+                nn.init.trunc_normal_(value, std=_STD, a=-2 * _STD, b=2 * _STD)
 
     def forward(self, images: Tensor) -> Tensor:
         h = F.max_pool2d(F.relu(self.first(images)), 2)
