@@ -304,7 +304,7 @@ def test_an_earlier_best_survives_a_resumed_training(parts, tmp_path):
 def test_learning(task, net, tmp_path):
     """The small preset, cut short: from nine wrong in ten to below half of them at the least."""
     config = preset(task, net)
-    steps = {"mnist": 40, "coordinates": 80, "wrn": 120}[task]
+    steps = {"mnist": 40, "coordinates": 160, "wrn": 120}[task]
     config = replace(config, steps=steps, validate_every=steps)
     TASKS[task].train(config, load_pictures(config.images, None, config.held_out), tmp_path, CPU)
     (row,) = read_table(tmp_path / "validation.csv")
@@ -349,8 +349,8 @@ def test_commands(task, tmp_path, capsys):
     assert "generates no networks" in capsys.readouterr().err
 
 
-def test_real_form_of_mnist(tmp_path):
-    """The paper's preset on files in MNIST's form."""
+def test_real_form_of_mnist(parts, tmp_path, capsys):
+    """The paper's preset on files in MNIST's form; what was trained on other images is not drawn beside it."""
     write_mnist(tmp_path / "data/mnist")
     few = ["--config.steps", "2", "--config.batch", "20", "--config.held-out", "40", "--config.validate-every", "1"]
     where = ["--data-root", str(tmp_path / "data")]
@@ -358,6 +358,10 @@ def test_real_form_of_mnist(tmp_path):
     checkpoint = ["--checkpoint", str(tmp_path / "run" / BEST)]
     assert cli.main(["evaluate", "hypernetworks/mnist", *checkpoint, *where, "--figures", "kernels"]) == 0
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["images"] == "MNIST"
+    MNIST.train(replace(tiny("mnist", "plain"), steps=1), parts["digits"], tmp_path / "other", CPU)
+    beside = ["--evaluation.beside", str(tmp_path / "other")]
+    assert cli.main(["evaluate", "hypernetworks/mnist", *checkpoint, *where, *beside]) != 0
+    assert "same images; got run: mnist, other: digits" in capsys.readouterr().err
 
 
 def test_mosaic():

@@ -117,7 +117,7 @@ class Classification:
                 validate=lambda: dict(zip(VALIDATION, measured(model, validation), strict=True)),
                 metrics=METRICS, validation=VALIDATION,
                 shows="loss {loss:.3f}, {error:.2%} wrong",
-                tells="validation loss {loss:.4f}, error {error:.2%}",
+                tells=f"validation loss {{loss:.4f}}, error {{error:.2%}}, {parts.title}",
                 stops_at="error",
             ),
             out, resume, after_step,
@@ -164,12 +164,15 @@ class Classification:
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
         others = [Path(folder) for folder in settings.beside]
+        nets = [Net(path.parent.name, config, model), *(self._net(folder, device) for folder in others)]
+        if any(net.config.images != config.images for net in nets):
+            found = ", ".join(f"{net.name}: {net.config.images}" for net in nets)
+            raise ValueError(f"evaluation.beside must name trainings on the same images; got {found}")
         for name in figures:
             if name == "loss":
                 label = f"error, {parts.title}"
                 written = loss_curves([path.parent, *others], "error", label, out / "loss.png")
             else:
-                nets = [Net(path.parent.name, config, model), *(self._net(folder, device) for folder in others)]
                 written = self.draw(nets, parts.title, out)
             print(f"{name}: {written}")
 
