@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from made_up import write_mnist
 from torch import nn
 
-from hyperfast import cli
+from hyperfast import backend, cli
 from hyperfast.data import load_pictures
 from hyperfast.experiments.experiment import find
 from hyperfast.experiments.hypernetworks.classification import Classification, measured
@@ -325,6 +325,26 @@ def test_l2_falls_on_generated_kernels(parts):
     expected = sum(kernel.double().square().sum() for kernel in kernels)
     assert (with_it - without).item() == pytest.approx(expected.item(), rel=1e-4)
     assert without.item() == pytest.approx(F.cross_entropy(logits, batch.labels).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_30_kernels_train_as_the_reference_does(task, long_run, parts, tmp_path):
+    """Row 30, of the nets with generated weights: both backends end within the seeds' spread."""
+    net = KINDS[2 * list(TASKS).index(task)][1]
+    config = preset(task, net) if long_run else replace(tiny(task, net), steps=12, validate_every=12)
+    data = load_pictures(config.images, None, config.held_out) if long_run else parts[config.images]
+    found = {}
+    for how in ("cpp", "reference"):
+        losses = []
+        for seed in range(3):
+            folder = tmp_path / f"{how}{seed}"
+            with backend(how):
+                TASKS[task].train(replace(config, seed=seed), data, folder, CPU)
+            losses.append(float(read_table(folder / "validation.csv")[-1]["loss"]))
+        found[how] = losses
+    spread = max(found["reference"]) - min(found["reference"])
+    assert spread > 0
+    assert abs(sum(found["cpp"]) - sum(found["reference"])) / 3 <= spread, found
 
 
 # ---- commands ---------------------------------------------------------------------------------------

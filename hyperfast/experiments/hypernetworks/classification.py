@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .. import checkpoint
 from ..experiment import Experiment
 from ..loop import BEST, CHECKPOINT, Training, report
 from ..loop import run as run_loop
+from ..settings import check_at_least
 from ..training import EpochBatches, generator_at, seeded
 from .figures import loss_curves
 
@@ -33,6 +34,38 @@ class Evaluation:
 
     beside: tuple[str, ...] = ()
     """Folders of other trainings, drawn into the same figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What every classifier's config has; those of the experiments derive from it and give the paper's defaults.
+
+    They also have learning_rate_at(step).
+    """
+
+    images: str
+    """Those that are trained on; the names that an experiment takes are some of load_pictures'."""
+    held_out: int = 5_000
+    """So many training images are held out for validation."""
+    padding: int
+    """Images that are trained on are padded by so many pixels on every side and cropped at random."""
+    batch: int
+    """Images of a step."""
+    steps: int
+    """Training steps."""
+    validate_every: int
+    """Steps between validations."""
+    log_every: int
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial weights, batches and augmentation."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, held_out=1, batch=1, steps=1, validate_every=1, log_every=1, checkpoint_every=1)
+        check_at_least(self, padding=0, seed=0)
 
 
 @dataclass(frozen=True)
@@ -53,11 +86,7 @@ def cross_entropy(config: Any, model: nn.Module, images: Tensor, labels: Tensor)
 
 @dataclass(frozen=True)
 class Classification:
-    """An image classifier as an experiment.
-
-    Its config has images, held_out, padding, batch, steps, validate_every, log_every, checkpoint_every, seed,
-    evaluation (Evaluation), and learning_rate_at(step).
-    """
+    """An image classifier as an experiment. Its config is a ClassifierConfig; Any stands where it is the experiment's own."""
 
     name: str
     summary: str
@@ -208,12 +237,3 @@ def measured(model: nn.Module, data: Labelled) -> tuple[float, float]:
         wrong += int((logits.argmax(1) != some.labels).sum())
     model.train(training)
     return total / len(data), wrong / len(data)
-
-
-def check_settings(config: Any, at_least_one: Sequence[str] = ()) -> None:
-    """Raises ValueError where a setting that every classifier has, or one of `at_least_one`, is out of its range."""
-    shared = ("held_out", "batch", "steps", "validate_every", "log_every", "checkpoint_every")
-    for names, least in (((*shared, *at_least_one), 1), (("padding", "seed"), 0)):
-        for name in names:
-            if getattr(config, name) < least:
-                raise ValueError(f"config.{name} must be at least {least}; got {getattr(config, name)}")

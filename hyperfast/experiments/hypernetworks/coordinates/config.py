@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..classification import Evaluation, check_settings
+from ...settings import check_at_least
+from ..classification import ClassifierConfig
 
 NAME = "hypernetworks/coordinates"
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(ClassifierConfig):
     """A network 784-256-10 for MNIST; a network of coordinates generates its first layer (appendix A.1)."""
 
     net: Literal["coordinates", "direct"] = "coordinates"
@@ -20,8 +21,6 @@ class Config:
     """Units of each of the hypernetwork's two hidden layers."""
     images: Literal["mnist", "digits"] = "mnist"
     """MNIST, or scikit-learn's digits enlarged to its size."""
-    held_out: int = 5_000
-    """So many training images are held out for validation."""
     mean: float = 0.1307
     """Subtracted from pixels in [0, 1]: MNIST's mean. Raw pixels add up, so that generated weights, which move together,
     soon silence every hidden unit."""
@@ -41,12 +40,10 @@ class Config:
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 55
     """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights and batches."""
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        check_settings(self, ("width",))
+        super().__post_init__()
+        check_at_least(self, width=1)
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate * self.learning_rate_decay**step

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..classification import Evaluation, check_settings
+from ...settings import check_at_least
+from ..classification import ClassifierConfig
 
 NAME = "hypernetworks/mnist"
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(ClassifierConfig):
     """A small convolutional network for MNIST whose second kernel is generated (section 4.1, appendix A.3.1)."""
 
     net: Literal["hyper", "plain"] = "hyper"
@@ -22,8 +23,6 @@ class Config:
     """d, elements of the hypernetwork's hidden layer."""
     images: Literal["mnist", "digits"] = "mnist"
     """MNIST, or scikit-learn's digits enlarged to its size."""
-    held_out: int = 5_000
-    """So many training images are held out for validation."""
     padding: int = 1
     """Images that are trained on are padded by so many pixels on every side and cropped at random."""
     batch: int = 1_000
@@ -42,12 +41,10 @@ class Config:
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 55
     """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, batches and crops."""
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        check_settings(self, ("embedding", "hidden"))
+        super().__post_init__()
+        check_at_least(self, embedding=1, hidden=1)
 
     def learning_rate_at(self, step: int) -> float:
         return max(self.learning_rate * self.learning_rate_decay**step, self.learning_rate_floor)

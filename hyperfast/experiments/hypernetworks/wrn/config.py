@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from ..classification import Evaluation, check_settings
+from ...settings import check_at_least
+from ..classification import ClassifierConfig
 
 NAME = "hypernetworks/wrn"
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(ClassifierConfig):
     """A wide residual network for CIFAR-10, all kernels of its blocks generated (section 4.2, appendix A.3.2)."""
 
     net: Literal["hyper", "plain"] = "hyper"
@@ -27,8 +28,6 @@ class Config:
     """d, elements of the hypernetwork's hidden layer."""
     images: Literal["cifar10", "cifar10_subset", "colour_digits"] = "cifar10"
     """CIFAR-10, the first 4,000 of its training images, or scikit-learn's digits in colour, 16x16 pixels."""
-    held_out: int = 5_000
-    """So many training images, chosen at random, are held out for validation."""
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     """Subtracted from pixels in [0, 1]: CIFAR-10's means."""
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
@@ -55,12 +54,10 @@ class Config:
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, batches, crops and mirror images."""
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        check_settings(self, ("width", "blocks", "embedding", "hidden"))
+        super().__post_init__()
+        check_at_least(self, width=1, blocks=1, embedding=1, hidden=1)
         if len(self.until) != len(self.rates) - 1 or any(a >= b for a, b in pairwise(self.until)):
             raise ValueError(
                 f"config.until must be rising steps, one fewer than config.rates; got {self.until} and {self.rates}"
