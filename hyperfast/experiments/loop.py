@@ -40,14 +40,17 @@ class Training:
     validation: Sequence[str] = ()
     tells: str = ""
     """Format of a validation's values, above it."""
-    stops_at: str | None = None
-    """Early stopping: the value of a validation that is to be low. The model that had the lowest is in best.safetensors."""
+    best_by: str | None = None
+    """Early stopping: a value of the validation; the model that first had its lowest is kept in best.safetensors."""
 
 
 def run(
     training: Training, out: Path, resume: bool = False, after_step: Callable[[int], None] = lambda step: None
 ) -> int:
     """Trains to training.steps, writes checkpoint, metrics.csv and validation.csv into `out`; the step reached.
+
+    With training.best_by also best.safetensors, a checkpoint like the other; it counts the validations of all parts of
+    a training that was resumed.
 
     seconds.csv has the time spent in training steps, validation left out, of all parts of a training that was resumed.
     Ctrl-C stops after the step that is under way; the checkpoint is then usable, as one killed is from its last.
@@ -62,11 +65,8 @@ def run(
     validations = Table(out / "validation.csv", t.validation, step) if t.validate else None
     times = Table(out / SECONDS, ("seconds",), step)
     seconds = times.last["seconds"] if times.last else 0.0
-    lowest = (
-        min((float(row[t.stops_at]) for row in read_table(validations.path)), default=inf)
-        if t.stops_at and validations
-        else inf
-    )
+    before = read_table(validations.path) if t.best_by and validations else []
+    lowest = min((float(row[t.best_by or ""]) for row in before), default=inf)
     saved = step
     with ProgressBar("training", t.steps, step, t.shows) as bar, stop_between_steps() as asked_to_stop:
         while step < t.steps and not asked_to_stop():
@@ -84,8 +84,8 @@ def run(
             if t.validate and validations and (last or step % config.validate_every == 0):
                 found = t.validate()
                 validations.add(step, found)
-                if t.stops_at and as_written(found[t.stops_at]) < lowest:
-                    lowest = as_written(found[t.stops_at])
+                if t.best_by and as_written(found[t.best_by]) < lowest:
+                    lowest = as_written(found[t.best_by])
                     checkpoint.save_training(out / BEST, t.name, config, step, t.model, t.optimizer)
                 bar.print(f"step {step}: {t.tells.format(**found)}")
             if step % config.checkpoint_every == 0 and not last:

@@ -147,7 +147,7 @@ class Classification:
                 metrics=METRICS, validation=VALIDATION,
                 shows="loss {loss:.3f}, {error:.2%} wrong",
                 tells=f"validation loss {{loss:.4f}}, error {{error:.2%}}, {parts.title}",
-                stops_at="error",
+                best_by="error",
             ),
             out, resume, after_step,
         )  # fmt: skip
