@@ -1,12 +1,17 @@
 """Made-up data sets in the public formats, for tests that must not need the real ones."""
 
 import gzip
+import io
 import os
+import pickle
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from PIL import Image
 
+from hyperfast.data.cifar import CLASSES, TEST_BATCH, TRAIN_BATCHES
 from hyperfast.data.mnist import FILES
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -84,3 +89,54 @@ def real_data_root() -> Path | None:
         if place and Path(place).is_dir():
             return Path(place)
     return None
+
+
+def colour_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N,3,32,32] and labels [N], uint8: every class is there, its number told by a block of one colour."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(count, dtype=np.uint8) % 10)
+    images = random.integers(0, 60, (count, 3, 32, 32), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[label % 3, 8 * (label // 3) : 8 * (label // 3) + 8, 8:24] += 180
+    return images, labels
+
+
+class Python2Pickler(pickle._Pickler):
+    """Byte strings as Python 2 pickled its strings, which is how CIFAR-10's files were written."""
+
+    def save_string(self, value: bytes) -> None:
+        self.write(b"T" + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch: ClassVar = pickle._Pickler.dispatch | {bytes: save_string}
+
+
+def cifar_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """One of the files of CIFAR-10's python version."""
+    values = {b"batch_label": b"a batch", b"labels": labels.tolist(), b"data": images.reshape(len(images), -1)}
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump(values)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def write_cifar_batches(folder: Path, a_file: int = 20) -> tuple[Path, list[tuple[np.ndarray, np.ndarray]]]:
+    """The six files of CIFAR-10's python version; the folder, and their images and labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [colour_images(a_file, seed) for seed in range(6)]
+    for name, part in zip((*TRAIN_BATCHES, TEST_BATCH), parts, strict=True):
+        (folder / name).write_bytes(cifar_batch(*part))
+    return folder, parts
+
+
+def write_cifar_images(folder: Path, suffix: str = ".png", a_part: int = 20) -> list[tuple[np.ndarray, np.ndarray]]:
+    """train/<class>/ and test/<class>/ of images; their images and labels, in the order of class and number."""
+    parts = []
+    for seed, part in enumerate(("train", "test")):
+        images, labels = colour_images(a_part, seed)
+        order = np.argsort(labels, kind="stable")
+        parts.append((images[order], labels[order]))
+        for number, (image, label) in enumerate(zip(*parts[-1], strict=True)):
+            path = folder / part / CLASSES[label] / f"{number:04}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return parts

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .labelled import Labelled, held_out
 from .root import HOW, dataset_folder
 
 FILES = (
@@ -27,34 +28,15 @@ _UNSIGNED_BYTE = 8
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """images [N,1,28,28] float32 in [0, 1] and labels [N] int64, 0 to 9."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: slice) -> Labelled:
-        return Labelled(self.images[rows], self.labels[rows])
-
-    def to(self, device: str | torch.device) -> Labelled:
-        return Labelled(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
 class MNIST:
-    """The 60,000 training and 10,000 test digits, in the files' order."""
+    """The 60,000 training and 10,000 test digits [N,1,28,28], float32 in [0, 1], in the files' order."""
 
     train: Labelled
     test: Labelled
 
     def split(self, validation: int = 5_000) -> tuple[Labelled, Labelled, Labelled]:
         """(training, validation, test): the last `validation` training digits held out; 55k, 5k, 10k by default."""
-        if not 0 < validation < len(self.train):
-            raise ValueError(f"validation must lie between 1 and {len(self.train) - 1} images; got {validation}")
-        return self.train[:-validation], self.train[-validation:], self.test
+        return *held_out(self.train, validation), self.test
 
 
 def load_mnist(root: str | Path | None = None) -> MNIST:

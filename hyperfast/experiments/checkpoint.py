@@ -92,17 +92,26 @@ def load_training(path: Path, experiment: str) -> tuple[dict[str, Tensor], dict[
 
 
 def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Model and optimizer as flat tensors."""
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    """Model and optimizer as flat tensors; a tensor that the model has under several names is there under the first."""
+    first = _first_names(model)
+    state = {f"model.{name}": value for name, value in model.state_dict().items() if first[name] == name}
     for index, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
     return state
 
 
+def _first_names(model: torch.nn.Module) -> dict[str, str]:
+    """Every name of the state_dict -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
+
+
 def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor]) -> None:
     """The inverse of training_state. Raises ValueError where the model is another one."""
+    given = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    tied = {name: given[first] for name, first in _first_names(model).items() if first in given}
     try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        model.load_state_dict(given | tied)
     except RuntimeError as problem:
         raise ValueError(f"the checkpoint's model is another one: {problem}") from problem
     if optimizer is None:

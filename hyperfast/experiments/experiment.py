@@ -20,7 +20,10 @@ _REGISTRY = {
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
     "functional_images/shapes": "hyperfast.experiments.functional_images.shapes",
     "hypernetworks/char_lm": "hyperfast.experiments.hypernetworks.char_lm",
+    "hypernetworks/coordinates": "hyperfast.experiments.hypernetworks.coordinates",
     "hypernetworks/handwriting": "hyperfast.experiments.hypernetworks.handwriting",
+    "hypernetworks/mnist": "hyperfast.experiments.hypernetworks.mnist",
+    "hypernetworks/wrn": "hyperfast.experiments.hypernetworks.wrn",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .training import ProgressBar, Table, stop_between_steps
+from .training import ProgressBar, Table, as_written, read_table, stop_between_steps
 
-CHECKPOINT, SECONDS = "checkpoint.safetensors", "seconds.csv"
+CHECKPOINT, BEST, SECONDS = "checkpoint.safetensors", "best.safetensors", "seconds.csv"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class Training:
     validation: Sequence[str] = ()
     tells: str = ""
     """Format of a validation's values, above it."""
+    best_by: str | None = None
+    """Early stopping: a value of the validation; the model that first had its lowest is kept in best.safetensors."""
 
 
 def run(
     training: Training, out: Path, resume: bool = False, after_step: Callable[[int], None] = lambda step: None
 ) -> int:
     """Trains to training.steps, writes checkpoint, metrics.csv and validation.csv into `out`; the step reached.
+
+    With training.best_by also best.safetensors, a checkpoint like the other; it counts the validations of all parts of
+    a training that was resumed.
 
     seconds.csv has the time spent in training steps, validation left out, of all parts of a training that was resumed.
     Ctrl-C stops after the step that is under way; the checkpoint is then usable, as one killed is from its last.
@@ -59,6 +65,8 @@ def run(
     validations = Table(out / "validation.csv", t.validation, step) if t.validate else None
     times = Table(out / SECONDS, ("seconds",), step)
     seconds = times.last["seconds"] if times.last else 0.0
+    before = read_table(validations.path) if t.best_by and validations else []
+    lowest = min((float(row[t.best_by or ""]) for row in before), default=inf)
     saved = step
     with ProgressBar("training", t.steps, step, t.shows) as bar, stop_between_steps() as asked_to_stop:
         while step < t.steps and not asked_to_stop():
@@ -76,6 +84,9 @@ def run(
             if t.validate and validations and (last or step % config.validate_every == 0):
                 found = t.validate()
                 validations.add(step, found)
+                if t.best_by and as_written(found[t.best_by]) < lowest:
+                    lowest = as_written(found[t.best_by])
+                    checkpoint.save_training(out / BEST, t.name, config, step, t.model, t.optimizer)
                 bar.print(f"step {step}: {t.tells.format(**found)}")
             if step % config.checkpoint_every == 0 and not last:
                 _check_finite(float(measured["loss"]), step, path, saved)
@@ -92,10 +103,11 @@ def report(name: str, step: int, steps: int, out: Path) -> None:
     if step < steps:
         print(f"stopped after {step} of {steps} steps; {path} is usable: --resume goes on from it")
     else:
-        print(f"{step} steps; now: hyperfast evaluate {name} --checkpoint {path}")
+        found = out / BEST if (out / BEST).exists() else path
+        print(f"{step} steps; now: hyperfast evaluate {name} --checkpoint {found}")
 
 
 def _check_finite(loss: float, step: int, path: Path, saved: int) -> None:
-    if not abs(loss) < float("inf"):
+    if not abs(loss) < inf:
         kept = f"{path} has step {saved}" if saved else "there is no checkpoint yet"
         raise ValueError(f"the loss is {loss} at step {step}; {kept}. A smaller --config.learning_rate may help")

@@ -14,9 +14,30 @@ import numpy as np
 import torch
 
 
-def generator_at(seed: int, step: int) -> torch.Generator:
-    """A CPU generator for one step's draws, which depend on (seed, step) alone: resumed training is the same training."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one step's draws, which depend on the numbers alone: resumed training is the same training."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step, stream)).generate_state(1)[0]))
+
+
+class EpochBatches:
+    """batches(step): the indices [batch] int64 of a step's batch. Every epoch is `count` indices in a new order, which
+    depends on (seed, epoch) alone; what is left over at its end is in no batch.
+
+    Raises ValueError where there are fewer than a batch of them.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        if count < batch:
+            raise ValueError(f"config.batch must be at most the {count} images to train on; got {batch}")
+        self._count, self._batch, self._seed = count, batch, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, step: int) -> torch.Tensor:
+        epoch, at = divmod(step, self._count // self._batch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self._count, generator=generator_at(self._seed, epoch, 1))
+            self._epoch = epoch
+        return self._order[at * self._batch : (at + 1) * self._batch]
 
 
 @contextlib.contextmanager
@@ -82,7 +103,15 @@ class Table:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow([step, *(f"{values[name]:.7g}" for name in self.columns[1:])])
+            csv.writer(file).writerow([step, *(_FORMAT.format(values[name]) for name in self.columns[1:])])
+
+
+_FORMAT = "{:.7g}"
+
+
+def as_written(value: float) -> float:
+    """The value that a Table's file gives back."""
+    return float(_FORMAT.format(value))
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

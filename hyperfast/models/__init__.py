@@ -5,8 +5,9 @@ from .branched_hypernetwork import BranchedHypernetwork
 from .filter_hypernetwork import FilterHypernetwork, NoiseStream, deutsch_hypernetwork
 from .masked_flow import MaskedFlow
 from .multiplicative_flows import MultiplicativeFlows
+from .wide_resnet import WideResNet
 
 __all__ = [
-    "BranchedHypernetwork", "FilterHypernetwork", "MaskedFlow", "MultiplicativeFlows", "NoiseStream",
+    "BranchedHypernetwork", "FilterHypernetwork", "MaskedFlow", "MultiplicativeFlows", "NoiseStream", "WideResNet",
     "deutsch_hypernetwork", "targets",
 ]  # fmt: skip

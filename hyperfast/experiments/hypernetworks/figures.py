@@ -1,4 +1,4 @@
-"""What the experiments' figures share: curves of a training, the strip of weight changes."""
+"""What the experiments' figures share: curves of a training, the strip of weight changes, mosaics of weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..figures import save_png
@@ -56,3 +57,28 @@ def strip(axes: Axes, changes: Tensor) -> None:
     axes.imshow(changes.cpu().numpy(), aspect="auto", cmap="Reds", interpolation="nearest", vmin=0, vmax=largest)
     axes.set_yticks(range(4), _GATES)
     axes.tick_params(length=0)
+
+
+def mosaic(tiles: Tensor, gap: int = 1) -> Tensor:
+    """Tiles [R,C,h,w] as one picture [R * (h + gap) - gap, C * (w + gap) - gap]; NaN between them."""
+    rows, columns, height, width = tiles.shape
+    framed = F.pad(tiles, (0, gap, 0, gap), value=float("nan"))
+    picture = framed.permute(0, 2, 1, 3).reshape(rows * (height + gap), columns * (width + gap))
+    return picture[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
+
+
+def weight_pictures(rows: Sequence[Sequence[tuple[str, Tensor]]], title: str, path: Path) -> Path:
+    """Weights (name, tiles [R,C,h,w]) as mosaics, in rows and columns of the figure; grey from the smallest to the largest."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    drawn = Figure(figsize=(4 * columns, 4.2 * len(rows) + 0.3), layout="constrained")
+    drawn.suptitle(title, fontsize=9)
+    for line, row in zip(drawn.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in line:
+            axes.axis("off")
+        for axes, (name, tiles) in zip(line, row, strict=False):
+            # enlarged by whole pixels, so that the drawing shows every weight as a square and blurs none
+            axes.imshow(mosaic(tiles.float().cpu()).numpy(), cmap="gray", interpolation="nearest")
+            axes.set_title(name, fontsize=9)
+    return save_png(drawn, path)
