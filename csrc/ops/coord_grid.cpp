@@ -70,6 +70,7 @@ class Call {
     for (int64_t size : sizes_) n *= size;
     return n;
   }
+  bool has_extra() const { return extra_.has_value(); }
   int64_t bytes() const { return p.mlp.x.type == DType::f64 ? 8 : 4; }
 
   Tensor theta;
@@ -112,7 +113,7 @@ std::tuple<Tensor, Tensor> eval(Call& call) {
   const GridProblem& p = call.p;
   const int64_t points = call.points(0);
   Tensor y = torch::stable::new_empty(call.theta, {p.mlp.networks, points, call.outputs()});
-  if (y.numel() == 0) return {y, none(y)};
+  if (y.numel() == 0) return {y, none(call.theta)};
   void* data = y.mutable_data_ptr();
   const int64_t bytes = kernels.workspace(p, false);
   // Whole networks where there are enough of them, otherwise parts of one, too.
@@ -126,7 +127,7 @@ std::tuple<Tensor, Tensor> eval(Call& call) {
       kernels.eval(p, task / parts, points * part / parts, points * (part + 1) / parts, data, scratch);
     }
   });
-  return {y, none(y)};
+  return {y, none(call.theta)};
 }
 
 std::tuple<Tensor, Tensor> moments(Call& call) {
@@ -137,7 +138,7 @@ std::tuple<Tensor, Tensor> moments(Call& call) {
   const int64_t size = 2 * call.outputs(), bytes = size * call.bytes();
   Tensor sums = torch::stable::new_empty(call.theta, {networks * parts, size}, wide);
   Tensor y = torch::stable::new_empty(call.theta, {networks, 2, call.outputs()}, wide);
-  if (points == 0) return {torch::stable::fill_(y, std::numeric_limits<double>::quiet_NaN()), none(y)};
+  if (points == 0) return {torch::stable::fill_(y, std::numeric_limits<double>::quiet_NaN()), none(call.theta)};
   const int64_t scratch_bytes = kernels.workspace(p, false);
   const auto first = [&](int64_t part) { return points * part / parts; };
   parallel_for(0, networks * parts, 1, [&](int64_t begin, int64_t end) {
@@ -158,7 +159,7 @@ std::tuple<Tensor, Tensor> moments(Call& call) {
         reinterpret_cast<float*>(at(y, b * bytes))[i] = float(double(reinterpret_cast<float*>(total)[i]) / by);
     }
   }
-  return {y, none(y)};
+  return {y, none(call.theta)};
 }
 
 // Rows of the image for each thread, with about as many points each: the first row of each, and the end.
@@ -218,7 +219,7 @@ class Backward {
  public:
   Backward(Call& call, const Tensor& gy, const Tensor& kept, bool want_theta, bool want_extra)
       : call_(call), p_(call.p), kernels_(grid_kernels()), kept_(torch::stable::contiguous(kept)) {
-    const bool extra = want_extra && p_.extra;
+    const bool extra = want_extra && call.has_extra();
     gy_ = p_.kind == GridKind::eval ? dense_rows(gy, 1) : torch::stable::contiguous(gy);
     gtheta_ = torch::stable::new_empty(call.theta, want_theta ? sizes(call.theta) : Ints{0});
     const Ints extra_size = {p_.mlp.networks, p_.extras};

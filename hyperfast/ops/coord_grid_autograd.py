@@ -93,9 +93,10 @@ class CoordGrid(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        theta, extra, rects, starts, *ctx.spec = inputs
+        theta, extra, rects, starts, *spec = inputs
+        ctx.spec = spec
         ctx.mark_non_differentiable(output[1])
-        kept = output[0] if ctx.spec[4] == "moments" else output[1]
+        kept = output[0] if spec[4] == "moments" else output[1]
         ctx.save_for_backward(kept, theta, extra, rects, starts)
 
     @staticmethod
@@ -124,13 +125,16 @@ class CoordGridBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(gy, kept, theta, extra, rects, starts, sizes, geometry, steps, parameters, kind, chosen, *wants):
+    def forward(
+        gy, kept, theta, extra, rects, starts, sizes, geometry, steps, parameters, kind, chosen, want_theta, want_extra
+    ):
         op = getattr(torch.ops.hyperfast, f"coord_grid_{kind}_backward_{chosen}")
-        return op(gy, kept, theta, extra, rects, starts, sizes, geometry, steps, parameters, *wants)
+        return op(gy, kept, theta, extra, rects, starts, sizes, geometry, steps, parameters, want_theta, want_extra)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        gy, _, theta, extra, rects, starts, *ctx.spec = inputs
+        gy, _, theta, extra, rects, starts, *spec = inputs
+        ctx.spec = spec
         ctx.save_for_backward(gy, theta, extra, rects, starts)
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..plan import IDENTITY, NormStage
-from ..plan_steps import CLOSE, LINEAR, OPEN, Step, Steps, joined
+from ..plan_steps import ACTIVATE, CLOSE, LINEAR, OPEN, Step, Steps, joined
 from ..reference.coord_grid import computed
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -34,7 +34,8 @@ def folded(
 
     moments(theta, steps) gives [B,2,F], mean and biased variance over the `points` points of each network.
     """
-    fold = _Fold(theta)
+    first = items[0]
+    fold = _Fold(theta, first.inputs if isinstance(first, Step) else first.features)
     for item in items:
         if isinstance(item, Step):
             fold.step(item)
@@ -54,8 +55,8 @@ def folded(
 class _Fold:
     """Steps and their weights, [B,o,i] and [B,o] of each LINEAR one."""
 
-    def __init__(self, theta: Tensor) -> None:
-        self.theta, self.at, self.dtype = theta, 0, computed(theta.dtype)
+    def __init__(self, theta: Tensor, inputs: int) -> None:
+        self.theta, self.at, self.dtype, self.inputs = theta, 0, computed(theta.dtype), inputs
         self.steps: list[Step] = []
         self.weights: list[tuple[Tensor, Tensor | None]] = []  # of the LINEAR steps, in order
         self.pending: tuple[Tensor, Tensor] | None = None  # s and t, for the next layer
@@ -98,7 +99,8 @@ class _Fold:
                 open_ones.append(i)
             elif step.kind == CLOSE:
                 open_ones.pop()
-        return self._flat(), Steps(joined(s for i, s in enumerate(self.steps) if i not in open_ones))
+        steps = joined(s for i, s in enumerate(self.steps) if i not in open_ones)
+        return self._flat(), Steps(steps or (Step(ACTIVATE, self.inputs, self.inputs),))
 
     def done(self) -> tuple[Tensor, Steps]:
         return self.so_far()
