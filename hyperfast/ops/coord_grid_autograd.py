@@ -265,7 +265,9 @@ def _launcher(name: str, kind: str) -> Any:
     """A launcher of Triton kernels, imported where it is called: Triton may be missing."""
     from ..kernels import coord_grid, coord_grid_backward
 
-    return getattr({"forward": coord_grid, "backward": coord_grid_backward}[name], kind)
+    if name == "forward":
+        return getattr(coord_grid, f"grid_{kind}")
+    return getattr(coord_grid_backward, f"grid_{kind}_backward")
 
 
 def _triton(kind: str) -> Any:
