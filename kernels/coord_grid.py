@@ -19,8 +19,8 @@ from torch import Tensor
 from hyperfast.plan_steps import ACTIVATE, CLOSE, LINEAR, OPEN, Steps
 from hyperfast.reference.coord_grid import Geometry, Patches, grid_points
 
-from .common import TRITON_TYPES, _cos, activate, dot_precision, power_of_two, unit_columns
-from .coord_grid_chain import chunks, inputs_of, outputs_of, patch_chunks, patch_points
+from .common import TRITON_TYPES, activate, dot_precision, power_of_two, unit_columns
+from .coord_grid_chain import chunks, inputs_of, outputs_of, patch_chunks, patch_points, window_weights
 from .target_net import NARROW, MLPConfig, _biases, _through_wide, _whole
 
 _LINEAR, _ACTIVATE, _OPEN = tl.constexpr(LINEAR), tl.constexpr(ACTIVATE), tl.constexpr(OPEN)
@@ -129,17 +129,15 @@ def grid_kernel(
 
 
 @triton.jit
-def _window(u, HANN: tl.constexpr):
-    w = tl.full(u.shape, 1.0, tl.float32)
-    if HANN:
-        w = 0.501 + 0.5 * _cos(u * 3.14159265358979)
-    return w
+def _from_centre(pixel, centre, step):
+    """(pixel - centre) * step for a centre of two floats, a whole number and the rest: the error is relative to |u|."""
+    return (pixel.to(tl.float32) - tl.load(centre) - tl.load(centre + 1)) * step
 
 
 @triton.jit
 def render_kernel(
-    theta, extra, stored, rects, starts, image, total, COUNT, EXTRAS, theta_row, stored_patch, stored_row, HEIGHT, WIDTH,
-    step_u, step_v, BEFORE, DIVIDE: tl.constexpr, HANN: tl.constexpr, FUSED: tl.constexpr, ROWS: tl.constexpr,
+    theta, extra, stored, rects, centres, rows, columns, image, total, COUNT, EXTRAS, theta_row, stored_patch, stored_row, HEIGHT, WIDTH,
+    step_u, step_v, rows_patch, columns_patch, BEFORE, DIVIDE: tl.constexpr, FUSED: tl.constexpr, ROWS: tl.constexpr,
     SEEN: tl.constexpr, TILE: tl.constexpr, S: tl.constexpr, KIND: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
     WIDE: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, ACT: tl.constexpr,
     PARAM: tl.constexpr, DEPTH: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -148,8 +146,9 @@ def render_kernel(
 
     FUSED: a patch's network is evaluated for the tile, on chip; else its outputs are read from stored [COUNT, rows,
     columns, O]. BEFORE: whether image and total hold the sums of earlier patches; DIVIDE: whether these are the last.
-    Reads the rectangles of all patches, and of those that meet the tile P of theta (from L2), ROWS*O of stored; writes
-    ROWS*O of the image and ROWS of total. FLOPs: 2*ROWS*sum(in*out) for every patch that meets the tile.
+    rows and columns hold the windows of every patch along its axes. Reads the rectangles of all patches, and of those
+    that meet the tile P of theta (from L2) or ROWS*O of stored; writes ROWS*O of the image and ROWS of total. FLOPs:
+    2*ROWS*sum(in*out) for every patch that meets the tile.
     """
     tiles_x = tl.cdiv(WIDTH, TILE)
     first_row = (tl.program_id(0) // tiles_x) * (ROWS // TILE)
@@ -178,8 +177,8 @@ def render_kernel(
             network = number.to(tl.int64)
             top, bottom = tl.load(rects + 4 * network), tl.load(rects + 4 * network + 1)
             left, right = tl.load(rects + 4 * network + 2), tl.load(rects + 4 * network + 3)
-            u = tl.load(starts + 2 * network) + (i - top).to(tl.float32) * step_u
-            v = tl.load(starts + 2 * network + 1) + (j - left).to(tl.float32) * step_v
+            u = _from_centre(i - top, centres + 4 * network, step_u)
+            v = _from_centre(j - left, centres + 4 * network + 2, step_v)
             covered = (i >= top) & (i < bottom) & (j >= left) & (j < right)
             if FUSED:
                 theta_at = theta + network * theta_row
@@ -191,7 +190,8 @@ def render_kernel(
             else:
                 at = stored + network * stored_patch + (i - top)[:, None] * stored_row + (j - left)[:, None] * W[S] + o[None, :]
                 h = tl.load(at, covered[:, None] & (o < W[S])[None, :], 0.0).to(tl.float32)
-            w = tl.where(covered, _window(u, HANN) * _window(v, HANN), 0.0)
+            w = tl.load(rows + network * rows_patch + i - top, covered, 0.0)
+            w *= tl.load(columns + network * columns_patch + j - left, covered, 0.0)
             acc += tl.where(covered[:, None], w[:, None] * h, 0.0)
             weight += w
             number = tl.min(tl.where(meets & (patch > number), patch, COUNT), 0)
@@ -320,7 +320,7 @@ def grid_render(
     total = theta.new_zeros(height, width, dtype=torch.float32)
     if total.numel() == 0 or theta.shape[0] == 0:
         return image, total
-    patches = Patches(rects.contiguous(), starts.float())
+    patches = Patches(rects.contiguous(), starts)
     shared = Geometry(geometry[0], geometry[1], int(geometry[2]))
     theta, program = unit_columns(theta), Program.of(steps)
     extra = None if extra is None else extra.contiguous()
@@ -341,10 +341,16 @@ def _render(theta: Tensor, extra: Tensor | None, stored: Tensor, patches: Patche
     """One launch of render_kernel over the whole image."""
     config = MLPConfig.for_shape(64, theta.dtype)
     height, width = total.shape
+    # Pixels from a patch's corner to u = 0 and to v = 0.
+    zero = torch.stack([-patches.starts[:, 0] / geometry.step_u, -patches.starts[:, 1] / geometry.step_v], 1)
+    centres = torch.stack([zero.round(), zero - zero.round()], -1).float()
+    windows, constants = window_weights(patches, geometry), program.constants(theta.dtype)
+    if not fused:  # only outputs are read, all of them
+        constants["PAD"] = tuple(power_of_two(w) for w in program.widths)
     tiles = triton.cdiv(height, config.block_rows // TILE) * triton.cdiv(width, TILE)
     render_kernel[(tiles,)](
-        theta, theta if extra is None else extra, stored, *patches, image, total, patches.rects.shape[0],
+        theta, theta if extra is None else extra, stored, patches.rects, centres, *windows, image, total, patches.rects.shape[0],
         _extras(extra), theta.stride(0), stored.stride(0), stored.stride(1), height, width, geometry.step_u, geometry.step_v,
-        int(before), DIVIDE=last, HANN=bool(geometry.window), FUSED=fused, ROWS=config.block_rows, SEEN=SEEN,
-        TILE=TILE, **program.constants(theta.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
+        *(window.stride(0) for window in windows), int(before), DIVIDE=last, FUSED=fused, ROWS=config.block_rows, SEEN=SEEN,
+        TILE=TILE, **constants, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperfast.plan_steps import Steps
-from hyperfast.reference.coord_grid import Geometry, Patches, grid_points, window_weight
+from hyperfast.reference.coord_grid import Geometry, Patches, grid_points
 
 from .coord_grid_chain import (
     Value,
@@ -20,6 +20,7 @@ from .coord_grid_chain import (
     patch_points,
     patch_sizes,
     values_of,
+    window_weights,
 )
 from .common import unit_columns
 
@@ -96,14 +97,14 @@ def grid_render_backward(
         return gradients.both
     shared, theta = Geometry(geometry[0], geometry[1], int(geometry[2])), unit_columns(theta)
     for some in patch_chunks(theta.shape[0], shared, steps):
-        patches = Patches(rects[some].long(), starts[some].float())
+        patches = Patches(rects[some].long(), starts[some])
         x = patch_points(patches, shared, None if extra is None else extra[some])
         values = values_of(theta[some], x.flatten(1, 2), steps)
-        gradients.take(_from_image(gy, kept, patches, shared, x), values, theta, some, True)
+        gradients.take(_from_image(gy, kept, patches, shared), values, theta, some, True)
     return gradients.both
 
 
-def _from_image(gimage: Tensor, total: Tensor, patches: Patches, geometry: Geometry, x: Tensor) -> Tensor:
+def _from_image(gimage: Tensor, total: Tensor, patches: Patches, geometry: Geometry) -> Tensor:
     """[n, points, O]: each patch's share of the gradient at the pixels that it covers, 0 elsewhere."""
     places = []
     for axis, (count, size) in enumerate(zip(patch_sizes(geometry), total.shape, strict=True)):
@@ -113,6 +114,7 @@ def _from_image(gimage: Tensor, total: Tensor, patches: Patches, geometry: Geome
     (rows, on_rows), (columns, on_columns) = places
     covered = on_rows[:, :, None] & on_columns[:, None, :]
     index = rows[:, :, None], columns[:, None, :]
-    weight = window_weight(x[..., 0], geometry.window) * window_weight(x[..., 1], geometry.window) / total[index]
+    along_rows, along_columns = window_weights(patches, geometry)
+    weight = along_rows[:, :, None] * along_columns[:, None, :] / total[index]
     gy = torch.where(covered.unsqueeze(-1), weight.unsqueeze(-1) * gimage.permute(1, 2, 0)[index], 0.0)
     return gy.flatten(1, 2)

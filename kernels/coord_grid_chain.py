@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyperfast.plan import IDENTITY, Activation
 from hyperfast.plan_steps import ACTIVATE, CLOSE, LINEAR, OPEN, Steps
-from hyperfast.reference.coord_grid import Geometry, Patches
+from hyperfast.reference.coord_grid import Geometry, Patches, window_weight
 from hyperfast.reference.target_net import activate
 
 from .product import Operand, operand, product
@@ -107,12 +107,22 @@ def inputs_of(x: Tensor, extra: Tensor | None) -> Tensor:
     return torch.cat([x.expand(extra.shape[0], *x.shape), extra.unsqueeze(1).expand(-1, x.shape[0], -1)], -1)
 
 
+def window_weights(patches: Patches, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """[n, rows] and [n, columns] float32: each patch's window along its axes. Forward and backward have the same bits."""
+    weights = []
+    for axis, count in enumerate(patch_sizes(geometry)):
+        along = torch.arange(count, device=patches.starts.device, dtype=torch.float64)
+        u = patches.starts[:, axis, None] + along * geometry[axis]
+        weights.append(window_weight(u, geometry.window).float())
+    return weights[0], weights[1]
+
+
 def patch_points(patches: Patches, geometry: Geometry, extra: Tensor | None) -> Tensor:
-    """[n, rows, columns, 2 + E]: inputs at patch_sizes(geometry) pixels from each patch's corner; starts in float32."""
+    """[n, rows, columns, 2 + E] float32: inputs at patch_sizes(geometry) pixels from each patch's corner."""
     rows, columns = patch_sizes(geometry)
-    along = lambda count: torch.arange(count, device=patches.starts.device)
-    u = patches.starts[:, :1] + along(rows) * geometry.step_u
-    v = patches.starts[:, 1:] + along(columns) * geometry.step_v
+    along = lambda count: torch.arange(count, device=patches.starts.device, dtype=torch.float64)
+    u = (patches.starts[:, :1] + along(rows) * geometry.step_u).float()
+    v = (patches.starts[:, 1:] + along(columns) * geometry.step_v).float()
     n = u.shape[0]
     axes = [u[:, :, None].expand(n, rows, columns), v[:, None, :].expand(n, rows, columns)]
     if extra is not None:

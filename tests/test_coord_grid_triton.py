@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from accuracy import assert_accurate
-from test_coord_grid import F64, PATCHES, TINY, WIDE, net_of, residual, run, steps_of, tensors
+from accuracy import assert_accurate, error
+from test_coord_grid import F64, TINY, net_of, residual, run, steps_of, tensors
 from torch import nn
 
 import hyperfast as hf
@@ -25,14 +25,23 @@ NETS = {
 }  # fmt: skip
 
 
-def check(call, inputs, low=None):
-    """Twice the reference's error against float64."""
+# Two tiles, pixels of one patch, of both and of none.
+PAIR = {"origins": torch.tensor([[0, 0], [0.4, 1.2]]), "patch_size": 3, "out_size": (6, 7), "scale": (2, 1.5), "check": False}  # fmt: skip
+
+
+def check(call, inputs):
+    """Twice the reference's error against float64; of a gradient with a few values, which may be exact by luck, twice
+    the error of its worst gradient."""
     ours, eager, exact = (
         run(name, call, [t.to(dtype) for t in inputs])
         for name, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", F64))
     )
+    worst = max(error(e, x) for e, x in zip(eager[1:], exact[1:], strict=True))
     for i, (o, e, x) in enumerate(zip(ours, eager, exact, strict=True)):
-        assert_accurate(o, e, x, "output" if i == 0 else f"gradient {i - 1}")
+        if x.numel() < 16:
+            assert error(o, x) <= 2 * worst + 3 * torch.finfo(torch.float32).eps
+        else:
+            assert_accurate(o, e, x, "output" if i == 0 else f"gradient {i - 1}")
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -42,12 +51,12 @@ def test_26_forms_of_the_kernels(name):
     layers, on_chip = NETS[name]
     net = net_of(*layers)
     assert Program.of(steps_of(net)).fits(2) == on_chip
-    inputs = tensors(net, 4, 1, fan_in=8)
-    check(lambda t, e: hf.ops.eval_grid(t, net, (5, 7), e), inputs)
-    check(lambda t, e: hf.ops.render_patches(t, net, extra=e, **PATCHES), inputs)
+    inputs = tensors(net, 2, 1, fan_in=8)
+    check(lambda t, e: hf.ops.eval_grid(t, net, (3, 4), e), inputs)
+    check(lambda t, e: hf.ops.render_patches(t, net, extra=e, **PAIR), inputs)
 
 
-@pytest.mark.parametrize("sizes", [(41,), (1, 1), (3, 1, 11), (2, 3, 2, 3)])
+@pytest.mark.parametrize("sizes", [(41,), (1, 1), (3, 1, 5), (2, 1, 2, 3)])
 def test_26_axes(sizes):
     net = net_of(nn.Linear(len(sizes), 7), Cos(), nn.Linear(7, 3))
     check(lambda t: hf.ops.eval_grid(t, net, sizes), tensors(net, 2, 0))
@@ -57,27 +66,26 @@ def test_07_many_patches_and_odd_places():
     """More patches than are looked at together; origins and scales of no grid; both windows."""
     net = net_of(nn.Linear(2, 4), Cos(), nn.Linear(4, 2))
     generator = torch.Generator().manual_seed(1)
-    origins = torch.rand(140, 2, generator=generator) * 14 - 3
-    for window in ("hann", "flat"):
-        check(lambda t: hf.ops.render_patches(t, net, origins, 3.5, (13, 18), (1.1, 1.7), window=window, check=False), tensors(net, 140, 0))  # noqa: B023
+    origins = torch.rand(134, 2, generator=generator) * 11 - 1
+    origins[5:125] += 50
+    for window, count in (("hann", 134), ("flat", 9)):
+        render = lambda t: hf.ops.render_patches(t, net, origins[: len(t)], 1.6, (9, 8), (1.1, 0.8), window=window, check=False)  # noqa: B023
+        check(render, tensors(net, count, 0))
 
 
 def test_chunks_of_networks_and_points(monkeypatch):
     """Sums in several chunks equal those in one."""
     from hyperfast.kernels import coord_grid_chain
 
-    theta, extra = tensors(WIDE, 3, 1)
-    wide, _ = NETS["wide first"]
-    other = net_of(*wide)
+    wide = net_of(*NETS["wide first"][0])
     calls = [
-        (lambda t, e: hf.ops.eval_grid(t, WIDE, (5, 6), e), [theta, extra]),
-        (lambda t, e: run_grid("moments", t, e, (5, 6), steps_of(TINY), "triton"), tensors(TINY, 3, 1)),
-        (lambda t, e: hf.ops.eval_grid(t, other, (5, 6), e), tensors(other, 3, 1)),
-        (lambda t, e: hf.ops.render_patches(t, other, extra=e, **PATCHES), tensors(other, 4, 1)),
+        (lambda t, e: run_grid("moments", t, e, (2, 3), steps_of(TINY), "triton"), tensors(TINY, 3, 1)),
+        (lambda t, e: hf.ops.eval_grid(t, wide, (2, 3), e), tensors(wide, 3, 1)),
+        (lambda t, e: hf.ops.render_patches(t, wide, extra=e, **PAIR), tensors(wide, 2, 1)),
     ]
     for call, inputs in calls:
         whole = run("triton", call, inputs)
-        for points in (11, 70):
+        for points in (4, 21):
             monkeypatch.setattr(coord_grid_chain, "_points_at_once", lambda steps, n=points: n)
             for a, b in zip(run("triton", call, inputs), whole, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -98,6 +106,6 @@ def test_03_schema_and_fakes():
         y, kept = forward(*arguments)
         checks = "test_schema", "test_faketensor"
         torch.library.opcheck(forward, arguments, test_utils=checks)
-        for wants in ((True, True), (False, True), (True, False)):
+        for wants in ((True, True), (False, True)):
             call = torch.randn_like(y), y if kind == "moments" else kept, *arguments, *wants
             torch.library.opcheck(backward, call, test_utils=checks)

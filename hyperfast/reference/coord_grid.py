@@ -82,8 +82,8 @@ def count_of_patches(patches: Patches, out_size: Sequence[int]) -> Tensor:
 
 
 def window_weight(u: Tensor, window: int) -> Tensor:
-    """1, or (1 + cos(pi u)) / 2 + 1e-3."""
-    return torch.ones_like(u) if WINDOWS[window] == "flat" else 0.5 * (1 + torch.cos(math.pi * u)) + HANN_FLOOR
+    """1, or (1 + cos(pi u)) / 2 + 1e-3, the former as a square: it keeps its digits where it is small."""
+    return torch.ones_like(u) if WINDOWS[window] == "flat" else torch.cos(0.5 * math.pi * u).square() + HANN_FLOOR
 
 
 # ---- networks ---------------------------------------------------------------------------------------
