@@ -144,6 +144,15 @@ def _check_width(stage: Stage, takes: int, gets: int) -> None:
         raise ValueError(f"layer {stage.names[0]!r} of net takes {takes} inputs but gets {gets}")
 
 
+def steps_of(stages: Sequence[Stage]) -> Steps:
+    """All steps of a plan without norms. Raises ValueError for stages that take no rows of numbers, and for norms."""
+    items = list(flat(stages, inputs_of(stages)))
+    norms = [item.names[0] for item in items if isinstance(item, NormStage)]
+    if norms:
+        raise ValueError(f"a norm's statistics are not part of a plan; net has the norms {norms}")
+    return Steps(joined(item for item in items if isinstance(item, Step)))
+
+
 def joined(steps: Iterable[Step]) -> tuple[Step, ...]:
     """The same steps, an activation behind a CLOSE taken into it."""
     result: list[Step] = []

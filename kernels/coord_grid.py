@@ -68,10 +68,7 @@ def _steps(h, theta_at, S: tl.constexpr, KIND: tl.constexpr, W: tl.constexpr, PA
             else:
                 inner = h
         elif KIND[s] == _CLOSE:
-            if DEPTH[s] == 0:
-                h = activate(outer + h, ACT[s], PARAM[s])
-            else:
-                h = activate(inner + h, ACT[s], PARAM[s])
+            h = activate((outer if DEPTH[s] == 0 else inner) + h, ACT[s], PARAM[s])
         elif KIND[s] == _ACTIVATE:
             h = activate(h, ACT[s], PARAM[s])
         elif WIDE[s]:
@@ -188,7 +185,13 @@ def render_kernel(
                 h = _steps(h, theta_at, S, KIND, W, PAD, WIDE, WEIGHT, BIAS, HAS_BIAS, ACT, PARAM, DEPTH, CHUNK, DOT,
                            PRECISION)  # fmt: skip
             else:
-                at = stored + network * stored_patch + (i - top)[:, None] * stored_row + (j - left)[:, None] * W[S] + o[None, :]
+                at = (
+                    stored
+                    + network * stored_patch
+                    + (i - top)[:, None] * stored_row
+                    + (j - left)[:, None] * W[S]
+                    + o[None, :]
+                )
                 h = tl.load(at, covered[:, None] & (o < W[S])[None, :], 0.0).to(tl.float32)
             w = tl.load(rows + network * rows_patch + i - top, covered, 0.0)
             w *= tl.load(columns + network * columns_patch + j - left, covered, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperfast.plan_steps import Steps
 from hyperfast.reference.coord_grid import Geometry, Patches, grid_points
 
+from .common import unit_columns
 from .coord_grid_chain import (
     Value,
     back_through,
@@ -22,7 +23,6 @@ from .coord_grid_chain import (
     values_of,
     window_weights,
 )
-from .common import unit_columns
 
 
 class _Gradients:
@@ -72,6 +72,7 @@ def _over_grid(theta: Tensor, extra: Tensor | None, sizes: Sequence[int], steps:
 def grid_eval_backward(
     gy: Tensor, kept, theta: Tensor, extra, rects, starts, sizes, geometry, steps: Steps, *wants: bool
 ) -> tuple[Tensor, Tensor]:
+    """gy [B, N, O]: of kind eval."""
     return _over_grid(theta, extra, sizes, steps, wants, lambda some, part, value: gy[some, part].float())
 
 
@@ -92,6 +93,7 @@ def grid_render_backward(
     gy: Tensor, kept: Tensor, theta: Tensor, extra, rects: Tensor, starts: Tensor, sizes, geometry, steps: Steps,
     *wants: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """gy [O,H,W] and the sums of weights [H,W]: of kind render."""
     gradients = _Gradients(theta, extra, steps, 2, wants)
     if not any(gradients.wants) or theta.shape[0] == 0 or math.prod(sizes) == 0:
         return gradients.both

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hyperfast as hf
-from hyperfast import backends, native
-from hyperfast.plan_steps import Steps, flat, inputs_of, joined
+from hyperfast import backends, native, plan_steps
 from hyperfast.reference import coord_grid as reference
 
 F64 = torch.float64
@@ -31,7 +30,7 @@ def residual(*layers):
 
 
 def steps_of(net):
-    return Steps(joined(flat(net.plan.stages, inputs_of(net.plan.stages))))
+    return plan_steps.steps_of(net.plan.stages)
 
 
 TINY = net_of(nn.Linear(3, 3), hf.nn.Cos(), nn.Linear(3, 2), nn.Sigmoid())
@@ -284,7 +283,9 @@ def test_06_small_integers_are_exact_interpreted():
 
 def check_integers(backend, isa):
     """Coordinates are quarters, weights whole, windows flat: no sum rounds; means are of 1, 2 and 4 patches."""
-    net = net_of(nn.Linear(3, 20), nn.ReLU(), residual(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 20)), nn.Linear(20, 3))
+    net = net_of(
+        nn.Linear(3, 20), nn.ReLU(), residual(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 20)), nn.Linear(20, 3)
+    )
     generator = torch.Generator().manual_seed(3)
     theta = torch.randint(-2, 3, (4, net.num_weights), generator=generator).float()
     extra = torch.randint(1, 4, (4, 1), generator=generator).float()
@@ -366,7 +367,11 @@ def test_many_points_are_summed_in_parts():
     (theta,) = tensors(net, 9, 0)
     calls = [lambda t: hf.ops.eval_grid(t, net, (65, 70)), lambda t: Moments.of(net, (65, 70), t)]
     for call in calls:
-        ours, eager, exact = run("cpp", call, [theta]), run("reference", call, [theta]), run("reference", call, [theta.double()])
+        ours, eager, exact = (
+            run("cpp", call, [theta]),
+            run("reference", call, [theta]),
+            run("reference", call, [theta.double()]),
+        )
         for o, e, x in zip(ours, eager, exact, strict=True):
             assert_accurate(o, e, x, "values")
         whole = torch.func.grad(lambda t: call(t).square().sum())(theta)  # noqa: B023
@@ -507,10 +512,12 @@ def test_dropout_in_training_has_no_kernel():
     net = net_of(nn.Linear(3, 5), nn.Dropout(0.5), nn.Linear(5, 2))
     theta, extra = tensors(net, 4, 1)
     backends._warned.clear()
+    torch.manual_seed(1)
     with pytest.warns(hf.HyperfastFallbackWarning, match="coord_grid_dropout"):
-        torch.manual_seed(1)
         dropped = hf.ops.eval_grid(theta, net, (3, 4), extra)
-    points = torch.cat([reference.grid_points((3, 4), torch.float32, "cpu").expand(4, -1, -1), extra.unsqueeze(1).expand(4, 12, 1)], -1)
+    points = torch.cat(
+        [reference.grid_points((3, 4), torch.float32, "cpu").expand(4, -1, -1), extra.unsqueeze(1).expand(4, 12, 1)], -1
+    )
     torch.manual_seed(1)
     torch.testing.assert_close(dropped.flatten(1, 2), net(points, theta))
     with hf.backend("cpp"), pytest.raises(RuntimeError, match="can't serve coord_grid_dropout"):

@@ -1,5 +1,7 @@
 """Triton kernels of coordinate grids under the interpreter: every form of the kernels, and backward in chunks."""
 
+from functools import partial
+
 import pytest
 import torch
 from accuracy import assert_accurate, error
@@ -69,8 +71,12 @@ def test_07_many_patches_and_odd_places():
     origins = torch.rand(134, 2, generator=generator) * 11 - 1
     origins[5:125] += 50
     for window, count in (("hann", 134), ("flat", 9)):
-        render = lambda t: hf.ops.render_patches(t, net, origins[: len(t)], 1.6, (9, 8), (1.1, 0.8), window=window, check=False)  # noqa: B023
-        check(render, tensors(net, count, 0))
+        options = {"patch_size": 1.6, "out_size": (9, 8), "scale": (1.1, 0.8), "window": window, "check": False}
+        check(partial(rendered, net, origins, options), tensors(net, count, 0))
+
+
+def rendered(net, origins, options, theta):
+    return hf.ops.render_patches(theta, net, origins[: len(theta)], **options)
 
 
 def test_chunks_of_networks_and_points(monkeypatch):
@@ -98,7 +104,11 @@ def test_03_schema_and_fakes():
     theta, extra = tensors(TINY, 2, 1)
     patches, geometry = place_patches(torch.tensor([[0, 0], [1, 1]]), 3, (4, 5), (1.5, 1.0))
     spec = steps_of(TINY).encode()
-    calls = {"eval": ((None, None), (2, 3), ()), "moments": ((None, None), (2, 3), ()), "render": (patches, (4, 5), geometry)}
+    calls = {
+        "eval": ((None, None), (2, 3), ()),
+        "moments": ((None, None), (2, 3), ()),
+        "render": (patches, (4, 5), geometry),
+    }
     for kind, (places, sizes, shared) in calls.items():
         arguments = (theta, extra, *places, sizes, shared, *spec)
         forward = getattr(torch.ops.hyperfast, f"coord_grid_{kind}_triton")

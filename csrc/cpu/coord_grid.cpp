@@ -200,8 +200,8 @@ static void backward(const GridProblem& p, const GridGradients& g, int64_t netwo
     fill_points(box, r, rows, t.h[0]);
     trace(p, packed, t, open, rows, ahead);
     output_gradient(r, rows, t.h[p.num_steps], first);
-    const T* inputs = back_through(p, packed, t, first, second, kept, gradient, g.want_theta, g.want_extra, r > begin,
-                                   rows);
+    const T* inputs =
+        back_through(p, packed, t, first, second, kept, gradient, g.want_theta, g.want_extra, r > begin, rows);
     if (!inputs) continue;
     for (int64_t e = 0; e < p.extras; ++e) {
       const int64_t lane = p.axes + e;
@@ -223,8 +223,7 @@ static void add(const GridProblem& p, const GridGradients& g, void* total, const
 template <class T>
 static void emit(const GridProblem& p, const void* gradient, void* gtheta, void* gextra) {
   if (gtheta) emit<T>(p.mlp, gradient, gtheta, nullptr);
-  if (gextra)
-    __builtin_memcpy(gextra, static_cast<const T*>(gradient) + gradient_size<T>(p.mlp), p.extras * sizeof(T));
+  if (gextra) __builtin_memcpy(gextra, static_cast<const T*>(gradient) + gradient_size<T>(p.mlp), p.extras * sizeof(T));
 }
 
 // ---- the table ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ struct Box {
   int64_t* first;
   double* start;
   double* step;
-  int64_t* index;   // of the next point, while a block is filled
+  int64_t* index;     // of the next point, while a block is filled
   const T* constant;  // a row of the inputs, padded: zeros for the axes, then extra
   int64_t inputs;
 
@@ -64,8 +64,7 @@ static Box<T> box_of(const GridProblem& p, int64_t network, int64_t top, int64_t
   const int64_t padded_inputs = round_up(box.inputs, kPanel<T>);
   T* constant = arena.take<T>(padded_inputs);
   for (int64_t i = 0; i < padded_inputs; ++i) constant[i] = T(0);
-  for (int64_t e = 0; e < p.extras; ++e)
-    constant[p.axes + e] = static_cast<const T*>(p.extra)[network * p.extras + e];
+  for (int64_t e = 0; e < p.extras; ++e) constant[p.axes + e] = static_cast<const T*>(p.extra)[network * p.extras + e];
   box.constant = constant;
   return box;
 }

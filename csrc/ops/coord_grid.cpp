@@ -11,9 +11,7 @@ namespace {
 using Floats = std::vector<double>;
 
 #ifdef HYPERFAST_X86
-const GridKernels& grid_kernels() {
-  return for_isa(generic::grid_kernels, avx2::grid_kernels, avx512::grid_kernels);
-}
+const GridKernels& grid_kernels() { return for_isa(generic::grid_kernels, avx2::grid_kernels, avx512::grid_kernels); }
 #else
 const GridKernels& grid_kernels() { return generic::grid_kernels; }
 #endif
@@ -177,8 +175,8 @@ Ints rows_of_tasks(const Call& call, int64_t height) {
     before[size_t(i) + 1] = before[size_t(i)] + in_row;
   }
   const int64_t total = before.back();
-  const int64_t tasks =
-      std::max<int64_t>(1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), height, total / kPointsPerTask}));
+  const int64_t tasks = std::max<int64_t>(
+      1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), height, total / kPointsPerTask}));
   Ints rows = {0};
   for (int64_t t = 1; t < tasks; ++t) {
     const auto found = std::lower_bound(before.begin(), before.end(), total / tasks * t);
@@ -333,8 +331,8 @@ std::tuple<Tensor, Tensor> backward_of(const Tensor& gy, const Tensor& kept, con
 }  // namespace
 }  // namespace hyperfast
 
-#define CALL                                                                                                     \
-  "Tensor theta, Tensor? extra, Tensor? rects, Tensor? starts, int[] sizes, float[] geometry, int[] steps, "     \
+#define CALL                                                                                                 \
+  "Tensor theta, Tensor? extra, Tensor? rects, Tensor? starts, int[] sizes, float[] geometry, int[] steps, " \
   "float[] parameters"
 #define FORWARD "(" CALL ") -> (Tensor, Tensor)"
 #define BACKWARD "(Tensor gy, Tensor kept, " CALL ", bool want_theta, bool want_extra) -> (Tensor, Tensor)"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends
 from ..plan import DropoutStage, NormStage, Plan
-from ..plan_steps import Steps, flat, inputs_of, joined
+from ..plan_steps import Steps, flat, inputs_of, steps_of
 from ..reference import coord_grid as reference
 from ..reference.coord_grid import WINDOWS, Geometry, Patches
 from .checks import check_size, check_tensor, check_together
@@ -100,8 +100,7 @@ def render_patches(
         TypeError, ValueError: naming the argument, what was expected and what came; with `check` the first pixel that
         no patch covers.
     """
-    out_size = _sizes(out_size, "out_size", 2)
-    scales = _scale(scale)
+    size, scales = _sizes(out_size, "out_size", 2), _scale(scale)
     if isinstance(patch_size, bool) or not isinstance(patch_size, (int, float)) or not 0 < patch_size < math.inf:
         raise ValueError(f"patch_size must be a positive number; got {patch_size!r}")
     if window not in WINDOWS:
@@ -113,11 +112,11 @@ def render_patches(
         raise RuntimeError(
             "render_patches can't drop out features of patches: call net.eval(), or eval_grid for a grid of each network"
         )
-    rects, starts = torch.ops.hyperfast.coord_grid_place(origins.detach(), patch_size, out_size, scales, bool(check))
+    rects, starts = torch.ops.hyperfast.coord_grid_place(origins.detach(), patch_size, size, scales, bool(check))
     geometry = Geometry(2 / (scales[0] * patch_size), 2 / (scales[1] * patch_size), WINDOWS.index(window))
     grid = tuple(max(1, round(patch_size * s)) for s in scales)
     weights, steps = _steps(theta, net, grid, extra, stats, chosen)
-    return run_render(weights, extra, Patches(rects, starts), out_size, geometry, steps, chosen).to(theta.dtype)
+    return run_render(weights, extra, Patches(rects, starts), size, geometry, steps, chosen).to(theta.dtype)
 
 
 # ---- what a net compiles to -------------------------------------------------------------------------
@@ -127,12 +126,13 @@ def _steps(
     theta: Tensor, net: Any, grid: tuple[int, ...], extra: Tensor | None, stats: Statistics | None, chosen: str
 ) -> tuple[Tensor, Steps]:
     """theta and steps without norms. Statistics that are not given are taken on `grid`, a pass for each norm."""
-    items = list(flat(net.plan.stages, inputs_of(net.plan.stages)))
-    norms = [item for item in items if isinstance(item, NormStage)]
-    if stats is not None and set(stats) != {norm.names[0] for norm in norms}:
-        raise ValueError(f"stats must have the layers {[norm.names[0] for norm in norms]}; got {list(stats)}")
+    stages = net.plan.stages
+    items = list(flat(stages, inputs_of(stages)))
+    norms = [item.names[0] for item in items if isinstance(item, NormStage)]
+    if stats is not None and set(stats) != set(norms):
+        raise ValueError(f"stats must have the layers {norms}; got {list(stats)}")
     if not norms:
-        return theta, Steps(joined(items))
+        return theta, steps_of(stages)
 
     def moments(theta: Tensor, steps: Steps) -> Tensor:
         return run_grid("moments", theta, extra, grid, steps, chosen)
@@ -173,7 +173,7 @@ def _checked(theta: Tensor, net: Any, axes: int, extra: Tensor | None) -> tuple[
         )
     if torch.is_autocast_enabled(theta.device.type) and theta.dtype != torch.float64:
         theta = theta.float()
-    if not extras:
+    if extra is None or not extras:
         return theta, None
     return theta, extra.to(reference.computed(theta.dtype)).expand(theta.shape[0], extras)
 
@@ -189,7 +189,9 @@ def _sizes(sizes: Sequence[int], name: str = "sizes", axes: int | None = None) -
 
 def _scale(scale: float | tuple[float, float]) -> tuple[float, float]:
     pair = tuple(scale) if isinstance(scale, (tuple, list)) else (scale, scale)
-    if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s < math.inf for s in pair):
+    if len(pair) != 2 or any(
+        isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s < math.inf for s in pair
+    ):
         raise ValueError(f"scale must be a positive number, or two of them, (sy, sx); got {scale!r}")
     return float(pair[0]), float(pair[1])
 

@@ -143,7 +143,7 @@ def render(
     for n, (top, bottom, left, right) in enumerate(patches.rects.tolist()):
         u, v = (
             start + step * torch.arange(count, device=theta.device, dtype=torch.float64)
-            for start, step, count in zip(patches.starts[n], geometry, (bottom - top, right - left))
+            for start, step, count in zip(patches.starts[n], geometry[:2], (bottom - top, right - left), strict=True)
         )
         weight = (window_weight(u, geometry.window)[:, None] * window_weight(v, geometry.window)).to(dtype)
         points = torch.cartesian_prod(u, v).view(-1, 2).to(dtype)
