@@ -1,5 +1,6 @@
 """Coordinate networks on grids and overlapping patches: kernels against the reference and against arithmetic by hand."""
 
+import copy
 import itertools
 import math
 from typing import ClassVar
@@ -27,6 +28,11 @@ def net_of(*layers) -> hf.nn.TargetNet:
 
 def residual(*layers):
     return hf.nn.Residual(nn.Sequential(*layers))
+
+
+def beside(theta, net):
+    """net on theta's device."""
+    return net if theta.device.type == "cpu" else copy.deepcopy(net).to(theta.device)
 
 
 def steps_of(net):
@@ -62,7 +68,7 @@ class TestEvalGrid(OpContract):
 
     def call(self, theta, extra):
         size = self.size_of(theta)
-        return hf.ops.eval_grid(theta, self.nets[size], self.sizes[size], extra)
+        return hf.ops.eval_grid(theta, beside(theta, self.nets[size]), self.sizes[size], extra)
 
     def places(self):
         return (None, None), self.sizes["small"], ()
@@ -105,38 +111,13 @@ class TestRenderPatches(TestEvalGrid):
 
     def call(self, theta, extra):
         size = self.size_of(theta)
-        origins = self.origins[size][: theta.shape[0]]
+        origins = self.origins[size][: theta.shape[0]].to(theta.device)
         return hf.ops.render_patches(theta, self.nets[size], origins, *self.spec[size], extra, check=False)
 
     def places(self):
         patch_size, out_size, scale = self.spec["small"]
         patches, geometry = reference.place_patches(self.origins["small"], patch_size, out_size, scale)
         return patches, out_size, geometry._replace(window=1)
-
-
-class TestNormed(TestEvalGrid):
-    """Statistics over each network's points, inside a residual, too."""
-
-    nets: ClassVar = {
-        "small": net_of(nn.Linear(3, 3), hf.nn.Cos(), hf.nn.PerTargetNorm(3), nn.Linear(3, 2)),
-        "medium": net_of(
-            nn.Linear(3, 33), hf.nn.Cos(), nn.Linear(33, 20), hf.nn.PerTargetNorm(20), hf.nn.Cos(),
-            residual(nn.Linear(20, 50), hf.nn.PerTargetNorm(50), nn.Tanh(), nn.Linear(50, 20, bias=False)),
-            nn.Linear(20, 3),
-        ),
-    }  # fmt: skip
-    sizes: ClassVar = {"small": (2, 3), "medium": (5, 6) if backends.INTERPRETING else (17, 6)}
-    kind = "moments"
-
-    def test_float64(self):
-        """Relative to the largest: a bias before a norm has the gradient zero, out of sums that cancel."""
-        inputs = self.inputs("medium", F64)
-        for ours, exact in zip(self.run("cpp", inputs), self.run("reference", inputs), strict=True):
-            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12 * exact.abs().amax().item())
-
-    test_23_memory_does_not_grow = None
-    test_16_compile_inductor = None
-    test_16_export = None
 
 
 # ---- what is computed -------------------------------------------------------------------------------
@@ -218,57 +199,6 @@ def test_edges_of_patches_are_those_of_the_comparison():
             first, last = patches.rects[:, 2 * axis, None], patches.rects[:, 2 * axis + 1, None]
             pixels = torch.arange(40)
             assert torch.equal((first <= pixels) & (pixels < last), inside)
-
-
-def test_norms_as_target_net_has_them():
-    """Every place of a norm, statistics taken, given and running; the gradients to gamma and beta, too."""
-    norm = hf.nn.PerTargetNorm
-    layers = [
-        [nn.Linear(3, 8), norm(8), hf.nn.Cos(), nn.Linear(8, 2)],
-        [nn.Linear(3, 8, bias=False), norm(8), nn.Linear(8, 2, bias=False), nn.Sigmoid()],
-        [nn.Linear(3, 8), hf.nn.Cos(), norm(8), nn.Linear(8, 2)],
-        [norm(3, mode="shared"), nn.Linear(3, 8), residual(nn.Tanh(), norm(8), norm(8)), norm(8), hf.nn.Cos(), nn.Linear(8, 2)],
-        [nn.Linear(3, 8), residual(nn.Linear(8, 8), norm(8, mode="shared"), hf.nn.Cos()), norm(8), nn.ReLU(), norm(8)],
-    ]  # fmt: skip
-    for template in layers:
-        torch.manual_seed(1)
-        ours, theirs = net_of(*template).double(), net_of(*template).double()
-        for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            nn.init.normal_(parameter, 1, 0.3)
-            other.data.copy_(parameter.data)
-        theta, extra = tensors(ours, 3, 1, dtype=F64)
-        theta.requires_grad_()
-        points = reference.grid_points((4, 7), F64, "cpu")
-        x = torch.cat([points.expand(3, -1, -1), extra.unsqueeze(1).expand(3, 28, 1)], -1)
-        for mode in ("train", "eval", "given"):
-            ours.train(mode == "train")
-            theirs.train(mode == "train")
-            stats = theirs.statistics(theta.detach(), x[:, :9] ** 2) if mode == "given" else None
-            stats = stats and {name: (mean.detach(), var.detach()) for name, (mean, var) in stats.items()}
-            y = hf.ops.eval_grid(theta, ours, (4, 7), extra, stats=stats).flatten(1, 2)
-            expected = theirs(x, theta, stats=stats)
-            torch.testing.assert_close(y, expected)
-            for a, b in zip(
-                torch.autograd.grad(y.sin().sum(), [theta, *ours.parameters()], retain_graph=True),
-                torch.autograd.grad(expected.sin().sum(), [theta, *theirs.parameters()]),
-                strict=True,
-            ):
-                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
-        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-            torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("backend", [KERNEL, "reference"])
-def test_a_patch_is_normed_over_its_own_grid(backend):
-    """Whole patches side by side are eval_grid's; cut ones are the same values, cut."""
-    net = net_of(nn.Linear(2, 5), hf.nn.PerTargetNorm(5), hf.nn.Cos(), nn.Linear(5, 1))
-    (theta,) = tensors(net, 2, 0)
-    with hf.backend(backend):
-        grid = hf.ops.eval_grid(theta, net, (10, 10))[..., 0]
-        image = hf.ops.render_patches(theta, net, torch.tensor([[0, 0], [0, 4]]), 4, (10, 20), 2.5, window="flat")
-        cut = hf.ops.render_patches(theta[:1], net, torch.tensor([[-2, 0]]), 4, (5, 10), 2.5)
-    torch.testing.assert_close(image[0], torch.cat([grid[0], grid[1]], 1))
-    torch.testing.assert_close(cut[0], grid[0, 5:])
 
 
 @pytest.mark.parametrize("isa", native.isas())
@@ -380,15 +310,6 @@ def test_many_points_are_summed_in_parts():
         assert torch.equal(call(theta)[4:5], call(theta[4:5]))
 
 
-def test_moments_far_from_zero():
-    """Values of 1000 with a spread of 1 keep the variance's digits."""
-    net = net_of(nn.Linear(2, 1))
-    theta = torch.tensor([[1.0, 0.5, 1000.0]])
-    (mean, var), exact = Moments.of(net, (60, 50), theta)[0], Moments.of(net, (60, 50), theta.double())[0]
-    torch.testing.assert_close(mean.double(), exact[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(var.double(), exact[1], rtol=1e-4, atol=0)
-
-
 # ---- neighbours, threads, memory --------------------------------------------------------------------
 
 
@@ -443,16 +364,6 @@ def test_14_15_pixels_do_not_depend_on_rows_or_threads():
     assert torch.equal(alone[:, :9, :9], images[0][:, :9, :9])  # of the first patch alone
 
 
-def test_no_image_of_a_patch_is_stored():
-    """Kept for backward: the arguments, where the patches lie, and one number a pixel."""
-    theta, extra = tensors(WIDE, 4, 1)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        hf.ops.render_patches(theta.requires_grad_(), WIDE, extra=extra, **PATCHES)
-    others = [t for t in kept if t.data_ptr() not in (theta.data_ptr(), extra.data_ptr())]
-    assert sum(t.numel() for t in others) <= 16 * 16 + 4 * (4 + 2)
-
-
 def test_11_places_beyond_two_to_the_31():
     """Rows of theta 2^31 elements apart; only the pages that are touched exist."""
     net = net_of(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2))
@@ -481,25 +392,3 @@ def test_08_empty(backend):
     assert not outputs[2].any()
     assert not nothing.any()
     assert not any(g.any() for g in grads)
-
-
-def test_flops():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    theta, extra = tensors(TINY, 4, 1)
-    forward = 3 * 3 * 2 + 3 * 2 * 2
-    with FlopCounterMode(display=False) as counter:
-        hf.ops.eval_grid(theta, TINY, (5, 6), extra)
-    assert counter.get_total_flops() == 4 * 30 * forward
-    with FlopCounterMode(display=False) as counter:
-        hf.ops.render_patches(theta.requires_grad_(), TINY, extra=extra, **PATCHES).sum().backward()
-    assert counter.get_total_flops() == 4 * 64 * (3 * forward + forward - 18)
-
-
-def test_32_the_fast_path_is_the_one_that_runs():
-    theta, extra = tensors(TINY, 4, 1)
-    with torch.profiler.profile() as profile:
-        hf.ops.eval_grid(theta, TINY, (3, 4), extra)
-        hf.ops.render_patches(theta, TINY, extra=extra, **PATCHES)
-    seen = {event.key for event in profile.key_averages()}
-    assert {"hyperfast::coord_grid_eval_cpp", "hyperfast::coord_grid_render_cpp"} <= seen

@@ -45,7 +45,7 @@ def test_25_sanitizers(tmp_path):
     }
     stems = (
         "target_net", "target_net_cnn", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "hyper_lstm_rnn", "tiled_conv",
-        "coord_grid",
+        "coord_grid", "coord_grid_norms",
     )  # fmt: skip
     files = [f"tests/test_{stem}.py" for stem in stems]
     done = subprocess.run(

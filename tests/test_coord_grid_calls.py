@@ -1,13 +1,45 @@
-"""What coordinate grids refuse, and how they say so."""
+"""What a call on coordinate grids costs and keeps, what it refuses, and how it says so."""
 
 import pytest
 import torch
-from test_coord_grid import F64, PATCHES, TINY, net_of, tensors
+from test_coord_grid import F64, PATCHES, TINY, WIDE, net_of, tensors
 from torch import nn
 
 import hyperfast as hf
 from hyperfast import backends
 from hyperfast.reference import coord_grid as reference
+
+
+def test_no_image_of_a_patch_is_stored():
+    """Kept for backward: the arguments, where the patches lie, and one number a pixel."""
+    theta, extra = tensors(WIDE, 4, 1)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        hf.ops.render_patches(theta.requires_grad_(), WIDE, extra=extra, **PATCHES)
+    others = [t for t in kept if t.data_ptr() not in (theta.data_ptr(), extra.data_ptr())]
+    assert sum(t.numel() for t in others) <= 16 * 16 + 4 * (4 + 2)
+
+
+def test_flops():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    theta, extra = tensors(TINY, 4, 1)
+    forward = 3 * 3 * 2 + 3 * 2 * 2
+    with FlopCounterMode(display=False) as counter:
+        hf.ops.eval_grid(theta, TINY, (5, 6), extra)
+    assert counter.get_total_flops() == 4 * 30 * forward
+    with FlopCounterMode(display=False) as counter:
+        hf.ops.render_patches(theta.requires_grad_(), TINY, extra=extra, **PATCHES).sum().backward()
+    assert counter.get_total_flops() == 4 * 64 * (3 * forward + forward - 18)
+
+
+def test_32_the_fast_path_is_the_one_that_runs():
+    theta, extra = tensors(TINY, 4, 1)
+    with torch.profiler.profile() as profile:
+        hf.ops.eval_grid(theta, TINY, (3, 4), extra)
+        hf.ops.render_patches(theta, TINY, extra=extra, **PATCHES)
+    seen = {event.key for event in profile.key_averages()}
+    assert {"hyperfast::coord_grid_eval_cpp", "hyperfast::coord_grid_render_cpp"} <= seen
 
 
 def test_dropout_in_training_has_no_kernel():
