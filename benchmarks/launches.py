@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from hyperfast.kernels.coord_grid import grid_eval, grid_moments, grid_render
+from hyperfast.kernels.coord_grid_backward import grid_eval_backward, grid_moments_backward, grid_render_backward
 from hyperfast.kernels.ensemble import ensemble_sums
 from hyperfast.kernels.gauge import gauge, gauge_backward
 from hyperfast.kernels.hyper_lstm import hyper_lstm as hyper_lstm_forward
@@ -22,6 +24,8 @@ from hyperfast.models import targets
 from hyperfast.nn import TargetNet
 from hyperfast.ops.hyper_lstm import encode
 from hyperfast.plan import CNN, MLP, Activation, Conv
+from hyperfast.plan_steps import CLOSE, LINEAR, OPEN, Step, Steps
+from hyperfast.reference import coord_grid as coord_grid_reference
 from hyperfast.reference import hyper_lstm as hyper_lstm_reference
 from hyperfast.reference import hyper_lstm_rnn as hyper_rnn_reference
 from hyperfast.reference import tiled_conv as tiled_conv_reference
@@ -233,7 +237,46 @@ def tiled_conv(short: bool) -> Iterator[Launch]:
             yield f"{shape} {kind} backward", partial(_at, precision, assemble_backward, *backward)
 
 
+def coord_grid(short: bool) -> Iterator[Launch]:
+    """The paper's target with the scale as an input; with the residual around its wide layer, and backward, whose products
+    are target_net's; a network that does not fit on chip, and statistics behind its wide layer."""
+    cos, sigmoid = Activation("cos"), Activation("sigmoid")
+    plain = [Step(LINEAR, i, o, cos, True) for i, o in ((3, 32), (32, 64), (64, 256), (256, 64))]
+    last = Step(LINEAR, 64, 3, sigmoid, True)
+    residual = [*plain[:2], Step(OPEN, 64, 64), *plain[2:], Step(CLOSE, 64, 64), last]
+    wide = [Step(LINEAR, 3, 256, cos, True), plain[3], last]
+    on_chip = grid_eval, grid_render
+    cases = [("2+1-32-64-256-64-3", [*plain, last], MAIN_KINDS, on_chip[1:])]
+    if not short:
+        cases += [
+            ("2+1-32-64-256-64-3", [*plain, last], MAIN_KINDS, on_chip[:1]),
+            ("2+1-32-64-256-64-3", [*plain, last], MORE_KINDS[:2], on_chip),
+            ("residual", residual, MAIN_KINDS, (*on_chip, grid_eval_backward)),
+            ("residual", residual, MAIN_KINDS[:1], (grid_render_backward,)),
+            ("wide", wide, MAIN_KINDS[:1], (grid_render,)),
+            ("wide statistics", wide[:1], MAIN_KINDS[:1], (grid_moments, grid_moments_backward)),
+        ]
+    patches, geometry = coord_grid_reference.place_patches(torch.zeros(3, 2), 16, (80, 80), (2.5, 2.5))
+    places = {"grid_render": (*patches, (80, 80), geometry)}
+    for name, steps, kinds, launchers in cases:
+        program = Steps(tuple(steps))
+        for kind, _, theta_type, precision in kinds:
+            theta, extra = torch.zeros(3, program.num_weights, dtype=theta_type), torch.zeros(3, 1)
+            outputs = {
+                "grid_eval": (torch.zeros(3, 4096, program.outputs, dtype=theta_type), extra),
+                "grid_moments": (torch.zeros(3, 2, program.outputs),) * 2,
+                "grid_render": (torch.zeros(program.outputs, 80, 80), torch.ones(80, 80)),
+            }
+            for launcher in launchers:
+                forward = launcher.__name__.removesuffix("_backward")
+                call = (theta, extra, *places.get(forward, (None, None, (64, 64), ())), program)
+                if launcher.__name__ != forward:
+                    call = (*outputs[forward], *call, True, True)
+                yield f"{name} {launcher.__name__} {kind}", partial(_at, precision, launcher, *call)
+
+
 FAMILIES = {
+    "coord_grid": coord_grid,
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,

@@ -79,6 +79,7 @@ class DryDriver:
 def compile_cases(target: str, short: bool, families: list[str] | None = None) -> list[dict[str, Any]]:
     """Runs the families' launch cases (None: all) for one target and returns a row per compiled kernel."""
     from hyperfast.kernels import (
+        coord_grid,
         ensemble,
         gauge,
         hyper_lstm,
@@ -99,7 +100,8 @@ def compile_cases(target: str, short: bool, families: list[str] | None = None) -
 
     triton.runtime.driver.set_active(DryDriver(target))
     modules = (
-        ensemble, gauge, hyper_lstm, hyper_lstm_backward, kde, nn_entropy, nn_entropy_exact, nn_entropy_screen, product,
+        coord_grid, ensemble, gauge, hyper_lstm, hyper_lstm_backward, kde, nn_entropy, nn_entropy_exact,
+        nn_entropy_screen, product,
         target_net, target_net_cnn, target_net_cnn_backward, target_net_dropout, tiled_conv,
     )  # fmt: skip
     kernels = {n: k for m in modules for n, k in vars(m).items() if isinstance(k, triton.JITFunction)}

@@ -27,7 +27,7 @@ import hyperfast as hf
 from .case import Case, Implementation
 from .timing import as_list, call_of, ceilings_of, peak_memory, seconds
 
-FAMILIES = ("target_net", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "tiled_conv", "kde")
+FAMILIES = ("target_net", "ensemble", "nn_entropy", "gauge", "kde", "hyper_lstm", "tiled_conv", "coord_grid")
 RESULTS = Path(__file__).parent / "results"
 # Below this, another process disturbs a machine whose product reaches 115 to 190 GFLOP/s: not to be quoted.
 QUIET_GFLOPS = 100

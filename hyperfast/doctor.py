@@ -195,20 +195,59 @@ def _smoke_tiled_conv(device: str) -> torch.Tensor:
     return torch.cat([kernel.flatten() for kernel in assemble_kernels(zs, *generator)])
 
 
+def _coordinate_net(*more: torch.nn.Module) -> Any:
+    from .nn import Cos, TargetNet
+
+    return TargetNet(torch.nn.Sequential(torch.nn.Linear(3, 17), *more, Cos(), torch.nn.Linear(17, 2)))
+
+
+def _smoke_eval_grid(device: str) -> torch.Tensor:
+    from .nn import PerTargetNorm
+    from .ops import eval_grid
+    from .reference.coord_grid import make_inputs
+
+    net = _coordinate_net(PerTargetNorm(17)).to(device)
+    theta, extra = make_inputs(net.num_weights, 3, 1, device=device)
+    return eval_grid(theta, net, (4, 5), extra).detach()
+
+
+def _smoke_render_patches(device: str) -> torch.Tensor:
+    from .ops import render_patches
+    from .reference.coord_grid import make_inputs, patch_grid
+
+    net = _coordinate_net()
+    theta, extra = make_inputs(net.num_weights, 4, 1, device=device)
+    return render_patches(theta, net, patch_grid((6, 6), 4, 2).to(device), 4, (15, 15), 2.5, extra)
+
+
+def _smoke_grid_dropout(device: str) -> torch.Tensor:
+    from .ops import eval_grid
+    from .reference.coord_grid import make_inputs
+
+    net = _coordinate_net(torch.nn.Dropout(0.5))
+    theta, extra = make_inputs(net.num_weights, 3, 1, device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return eval_grid(theta, net, (4, 5), extra)
+
+
 _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "assemble_kernels": _smoke_tiled_conv,
     "batched_mlp": _smoke_mlp,
     "batched_linear": _smoke_linear,
     "batched_cnn": _smoke_cnn,
     "batched_conv2d": _smoke_conv2d,
+    "coord_grid_dropout": _smoke_grid_dropout,
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
+    "eval_grid": _smoke_eval_grid,
     "fix_gauge": _smoke_gauge,
     "hyper_lstm": _smoke_hyper_lstm,
     "hyper_rnn": _smoke_hyper_rnn,
     "hyper_rnn_matrix": partial(_smoke_hyper_rnn, scaling="matrix"),
     "kde_cross_entropy": _smoke_kde,
     "nearest_neighbor": _smoke_neighbors,
+    "render_patches": _smoke_render_patches,
 }
 
 

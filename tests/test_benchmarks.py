@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hyperfast.benchmarks import (
+    coord_grid,
     ensemble,
     ensemble_plan,
     gauge,
@@ -80,6 +81,17 @@ def test_every_case_passes_its_gate(case):
     for name, baseline in case.baselines.items():
         for got, value in zip(run._values(case, baseline, small), expected, strict=True):
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_coord_grid_cases_and_their_baselines():
+    assert {case.name for case in coord_grid.cases()} == {"512x512", "96x96"}
+    case = coord_grid._case("32x32", 24, 2)
+    run.gate(case, CPU)
+    inputs = case.inputs(CPU)
+    expected = run._values(case, case.reference, tuple(t.double() for t in inputs))
+    for name, baseline in case.baselines.items():
+        for got, value in zip(run._values(case, baseline, inputs), expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_hyper_lstm_cases_and_their_baselines():

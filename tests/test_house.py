@@ -23,8 +23,9 @@ SHARED = {
     "benchmarks": {"__init__", "case", "launches", "peers", "profile", "report", "resources", "run", "timing"},
 }
 # Lower numbers must not import higher ones.
-LAYERS = {"plan": 0, "plan_gauge": 0, "native": 1, "backends": 1, "reference": 2, "kernels": 2, "ops": 3, "nn": 4, "ensemble_train": 5,
-          "ensemble_sums": 5, "ensemble_share": 5, "ensemble": 5, "models": 6, "data": 6, "doctor": 7, "experiments": 7, "benchmarks": 8, "cli": 9}  # fmt: skip
+LAYERS = {"plan": 0, "plan_gauge": 0, "plan_steps": 0, "native": 1, "backends": 1, "reference": 2, "kernels": 2, "ops": 3, "nn": 4,
+          "ensemble_train": 5, "ensemble_sums": 5, "ensemble_share": 5, "ensemble": 5, "models": 6, "data": 6, "doctor": 7,
+          "experiments": 7, "benchmarks": 8, "cli": 9}  # fmt: skip
 
 
 def test_every_family_is_in_every_room():

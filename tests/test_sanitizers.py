@@ -20,7 +20,7 @@ import hyperfast, pytest
 assert hyperfast.__file__.startswith(sys.argv[1]), hyperfast.__file__
 raise SystemExit(pytest.main(sys.argv[2:]))
 """
-TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or float64 or broken or any_size or lengths or low_precision"
+TESTS = "accuracy or layouts or sizes or widths or kernels_and_windows or papers or empty or every_instruction or float64 or broken or any_size or lengths or low_precision or any_patches"
 
 
 def runtime(name: str) -> str:
@@ -45,7 +45,7 @@ def test_25_sanitizers(tmp_path):
     }
     stems = (
         "target_net", "target_net_cnn", "ensemble", "nn_entropy", "gauge", "hyper_lstm", "hyper_lstm_rnn", "tiled_conv",
-        "kde",
+        "kde", "coord_grid", "coord_grid_norms",
     )  # fmt: skip
     files = [f"tests/test_{stem}.py" for stem in stems]
     done = subprocess.run(

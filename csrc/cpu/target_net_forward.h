@@ -107,7 +107,7 @@ struct Ahead {
   int64_t lines = 0;
 
   Ahead(const MlpProblem& p, int64_t network, int64_t rows) {
-    if (network + 1 >= p.networks) return;
+    if (network + 1 >= p.networks || p.num_layers == 0) return;
     const Layer& last = p.layers[p.num_layers - 1];
     const int64_t row = (network + 1) * p.theta.network_stride;
     at = static_cast<const char*>(element(p.theta.data, p.theta.type, row));

@@ -71,12 +71,29 @@ class PerTargetNorm(nn.Module):
             return self.running_mean, self.running_var
         points = x.flatten(0, -2)
         var, mean = torch.var_mean(points, dim=0, correction=0)
+        self._keep(mean, var, points.shape[0])
+        return mean, var
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether forward takes statistics of its points, or has them."""
+        return self.mode == "per_target" or self.training
+
+    def pooled(self, mean: Tensor, var: Tensor, points: int) -> tuple[Tensor, Tensor]:
+        """As statistics(), from each network's mean and biased variance [B,features] over so many points."""
+        if self.mode == "per_target":
+            return mean, var
+        center = mean.mean(0)
+        var = (var + (mean - center).square()).mean(0)
+        self._keep(center, var, points * mean.shape[0])
+        return center, var
+
+    def _keep(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Takes the statistics of `count` points into the running ones."""
         with torch.no_grad():
-            count = points.shape[0]
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = var * (count / max(count - 1, 1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        return mean, var
 
     def forward(self, x: Tensor, stats: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if x.shape[-1] != self.features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from ..plan import (
 )
 from ..reference.target_net import activate
 from .compiler import compile_template
+from .layers import PerTargetNorm
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
@@ -86,6 +87,10 @@ class TargetNet(nn.Module):
             bound = entry.fan_in**-0.5 if entry.fan_in else 0.0
             theta[:, entry.place].uniform_(-bound, bound, generator=generator)
         return theta
+
+    def norm_of(self, stage: NormStage) -> PerTargetNorm:
+        """The module with a norm's gamma, beta and running statistics."""
+        return cast(PerTargetNorm, self.norms[_key(stage.names[0])])
 
     # ---- evaluation -----------------------------------------------------------------------------
 
@@ -220,7 +225,7 @@ class _Run:
 
     def norm(self, stage: NormStage, x: Tensor) -> Tensor:
         name = stage.names[0]
-        norm: Any = self.net.norms[_key(name)]
+        norm = self.net.norm_of(stage)
         stats = self.stats[name] if self.stats is not None else norm.statistics(x)
         if self.collect is not None:
             self.collect[name] = tuple(s.expand(self.networks, 1, stage.features) for s in stats)
