@@ -14,6 +14,7 @@ _EXPERIMENTS = {
     "evaluate": "accuracies and figures of an experiment's checkpoint",
     "sample": "generate networks from a checkpoint",
     "predict": "run an ensemble of generated networks on your data",
+    "upscale": "enlarge a picture of yours by any factor",
 }
 
 

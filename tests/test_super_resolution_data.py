@@ -10,7 +10,7 @@ import torch
 from made_up import real_data_root
 from PIL import Image
 
-from hyperfast.data.bicubic import resize_bicubic
+from hyperfast.data.bicubic import bicubic_at, resize_bicubic
 from hyperfast.data.image_files import Picture, PictureFiles, read_picture, write_picture
 from hyperfast.data.super_resolution import find_set, load_pairs
 from hyperfast.experiments.functional_images.super_resolution.metrics import luma, psnr, ssim
@@ -47,6 +47,15 @@ def test_bicubic_is_the_mean_that_keys_kernel_defines(old, new):
     found = resize_bicubic(batch, new)
     assert found.shape == (1, 2, 3, *new)
     torch.testing.assert_close(found[0, 1], 1 - expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (10, 15)), ((1, 2), (3, 4)), ((5, 3), (5, 11))])
+def test_bicubic_at_places_is_the_larger_picture(old, new):
+    images = torch.rand(2, 3, *old, dtype=torch.float64)
+    rows, cols = ((torch.arange(n, dtype=torch.float64) + 0.5) * o / n for o, n in zip(old, new, strict=True))
+    found = bicubic_at(images, torch.cartesian_prod(rows, cols).expand(2, -1, -1))
+    expected = resize_bicubic(images, new)
+    torch.testing.assert_close(found.transpose(1, 2).unflatten(2, new), expected, rtol=0, atol=1e-12)
 
 
 def test_bicubic_refuses_nothing():

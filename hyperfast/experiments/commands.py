@@ -1,4 +1,4 @@
-"""`hyperfast train`, `evaluate`, `sample` and `predict`: options read by tyro, looked up in the registry, run.
+"""`hyperfast train`, `evaluate`, `sample`, `predict` and `upscale`: options read by tyro, looked up in the registry, run.
 
 Whatever the user can get wrong is a ValueError or an OSError here; the command line prints its message.
 """
@@ -109,7 +109,7 @@ def predict(arguments: list[str]) -> None:
         "seed": _SEED,
         "device": _DEVICE,
         "resume": (bool, False, "go on with what was interrupted, from OUT.partial"),
-    })  # fmt: skip
+    }, "Run an ensemble of generated networks on data.")  # fmt: skip
     _check_members(options.members)
     reduce = tuple(options.reduce.split(","))
     _check_names("--reduce", reduce, known)
@@ -146,6 +146,20 @@ def predict(arguments: list[str]) -> None:
         print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")
 
 
+def upscale(arguments: list[str]) -> None:
+    """hyperfast upscale IN.png OUT.png --scale 2.5 --checkpoint FILE [--device D]"""
+    options = _read("upscale", arguments, None, {
+        "source": (tyro.conf.Positional[Path], _REQUIRED, "picture to read"),
+        "target": (tyro.conf.Positional[Path], _REQUIRED, "picture to write"),
+        "scale": (tuple[float, ...], _REQUIRED, "a number, or two: of rows and of columns"),
+        "checkpoint": (Path, _REQUIRED, "a checkpoint of functional_images/super_resolution"),
+        "device": _DEVICE,
+    }, "Enlarge a picture by a function that a trained hypernetwork generates of each of its patches.")  # fmt: skip
+    from .functional_images.super_resolution.upscale import run as upscale_file
+
+    upscale_file(options.source, options.target, options.scale, options.checkpoint, _device(options.device))
+
+
 # ---- options ----------------------------------------------------------------------------------------
 
 _REQUIRED: Any = object()
@@ -174,7 +188,9 @@ def _peek(arguments: list[str], option: str) -> str | None:
     return parser.parse_known_args(arguments)[0].value
 
 
-def _read(command: str, arguments: list[str], experiment: Experiment | None, options: dict[str, tuple]) -> Any:
+def _read(
+    command: str, arguments: list[str], experiment: Experiment | None, options: dict[str, tuple], summary: str = ""
+) -> Any:
     """The options, {name: (type, default, help)}, as a dataclass instance. A wrong one ends with usage, status 2."""
     members = [
         (name, Annotated[kind, tyro.conf.arg(help=words)], *([] if default is _REQUIRED else [field(default=default)]))
@@ -184,7 +200,7 @@ def _read(command: str, arguments: list[str], experiment: Experiment | None, opt
     return tyro.cli(
         kind,
         prog=f"hyperfast {command}" + (f" {experiment.name}" if experiment else ""),
-        description=experiment.summary if experiment else "Run an ensemble of generated networks on data.",
+        description=experiment.summary if experiment else summary,
         args=arguments[1:] if experiment else arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -221,10 +237,10 @@ def _write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "evaluate": evaluate, "sample": sample, "predict": predict,
+    "train": train, "evaluate": evaluate, "sample": sample, "predict": predict, "upscale": upscale,
 }  # fmt: skip
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """Runs one of the four commands."""
+    """Runs one of these commands."""
     _COMMANDS[command](arguments)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 
-from ..nn import Cos
+from ..nn import Cos, PerTargetNorm, Residual
 
 
 def deutsch_mnist() -> nn.Sequential:
@@ -42,14 +42,27 @@ def hypergan_cifar() -> nn.Sequential:
     )  # fmt: skip
 
 
-def klocek_mlp(inputs: int = 2, outputs: int = 2) -> nn.Sequential:
-    """Klocek et al., "Multi-task hypernetworks", section 3.1: widths up and down again, cosines, a sigmoid at the end.
+def klocek_mlp(
+    inputs: int = 2,
+    outputs: int = 2,
+    norm: Literal["none", "per_target", "shared"] = "none",
+    residual: bool = False,
+    output: Literal["sigmoid", "identity"] = "sigmoid",
+) -> nn.Sequential:
+    """Klocek et al., "Multi-task hypernetworks", section 3.1: widths up and down again, cosines.
 
     inputs -> 32 -> 64 -> 256 -> 64 -> outputs: 35,426 weights for 2 -> 2, points of the plane to points of the unit
-    square. Without the paper's batch norm and residual connections.
+    square; 35,523 for 3 -> 3, coordinates and scale to a colour. norm: PerTargetNorm of that mode between each hidden
+    linear layer and its cosine, whose gamma and beta are not generated. residual: the layers of 256 and 64 as y = x +
+    f(x).
     """
-    widths = (inputs, 32, 64, 256, 64, outputs)
-    layers: list[nn.Module] = []
-    for i, o in pairwise(widths):
-        layers += [nn.Linear(i, o), Cos()]
-    return nn.Sequential(*layers[:-1], nn.Sigmoid())
+
+    def hidden(i: int, o: int) -> list[nn.Module]:
+        return [nn.Linear(i, o), *([] if norm == "none" else [PerTargetNorm(o, mode=norm)]), Cos()]
+
+    middle = [*hidden(64, 256), *hidden(256, 64)]
+    last = [nn.Sigmoid()] if output == "sigmoid" else []
+    return nn.Sequential(
+        *hidden(inputs, 32), *hidden(32, 64), *([Residual(nn.Sequential(*middle))] if residual else middle),
+        nn.Linear(64, outputs), *last,
+    )  # fmt: skip

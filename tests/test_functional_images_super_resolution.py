@@ -1,0 +1,237 @@
+"""Super-resolution: the model against plain loops, patches against the pictures they come from, the commands."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hyperfast import cli
+from hyperfast.data.bicubic import resize_bicubic
+from hyperfast.data.image_files import Picture
+from hyperfast.experiments.functional_images.super_resolution.config import NAME, PRESETS, Config, Evaluation
+from hyperfast.experiments.functional_images.super_resolution.metrics import psnr
+from hyperfast.experiments.functional_images.super_resolution.patches import MARGIN, Patches, pair_of
+from hyperfast.experiments.functional_images.super_resolution.train import build, load, train
+from hyperfast.experiments.functional_images.super_resolution.upscale import upscale_picture
+from hyperfast.models import FunctionalImage, functional_image
+
+CPU = torch.device("cpu")
+TINY = Config(
+    train=("embedded",), predicts="residual", norm="none", width=4, branch_width=8, patch=4, points=12, batch=3, steps=6,
+    held_out=0, validate_every=3, log_every=1, checkpoint_every=2,
+    evaluation=Evaluation(sets=("tiny",), scales=(2, 2.5), drawn=1),
+)  # fmt: skip
+
+
+def model_of(seed=0, **options):
+    torch.manual_seed(seed)
+    return FunctionalImage(3, **({"patch": 4, "width": 4, "branch_width": 8} | options)).eval()
+
+
+def smooth(rows, cols, seed=0):
+    """A picture [3,rows,cols] in [0,1] with more than noise in it."""
+    few = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return resize_bicubic(few, (rows, cols)).clamp(0, 1)
+
+
+# ---- the model --------------------------------------------------------------------------------------
+
+
+def by_loops(model, image, scale):
+    """upscale's picture, before what the bicubic one adds and before clipping: pixel by pixel and patch by patch."""
+    size, half = model.patch, model.patch // 2
+    rows, cols = image.shape[1:]
+    height, width = round(rows * scale[0]), round(cols * scale[1])
+    alpha = torch.tensor([math.sqrt(scale[0] * scale[1])])
+    total, weights = torch.zeros(3, height, width), torch.zeros(height, width)
+    mirror = lambda i, n: min(i % (2 * n), 2 * n - 1 - i % (2 * n))
+    for top in range(-half, rows, half):
+        for left in range(-half, cols, half):
+            ys, xs = ([mirror(i, n) for i in range(start, start + size)] for start, n in ((top, rows), (left, cols)))
+            theta = model.hypernetwork(image[:, ys][:, :, xs].unsqueeze(0))
+            for i in range(height):
+                for j in range(width):
+                    u, v = (
+                        2 * ((k + 0.5) * n / m - start) / size - 1
+                        for k, n, m, start in ((i, rows, height, top), (j, cols, width, left))
+                    )
+                    if -1 <= u < 1 and -1 <= v < 1:
+                        w = (0.5 * (1 + math.cos(math.pi * u)) + 1e-3) * (0.5 * (1 + math.cos(math.pi * v)) + 1e-3)
+                        point = torch.cat([torch.tensor([u, v]), alpha]).view(1, 1, 3)
+                        total[:, i, j] += w * model.net(point, theta)[0, 0]
+                        weights[i, j] += w
+    return total / weights
+
+
+@pytest.mark.parametrize("scale", [(2, 2), (1.7, 2.5), (0.6, 1)])
+@torch.no_grad()
+def test_upscale_is_the_weighted_mean_of_the_patches(scale):
+    image = smooth(5, 7)
+    model = model_of(predicts="residual")
+    plain = by_loops(model, image, scale)
+    expected = (plain + resize_bicubic(image, plain.shape[1:])).clamp(0, 1)
+    torch.testing.assert_close(model.upscale(image, scale), expected, rtol=1e-4, atol=1e-5)
+    picture = model_of(predicts="picture")
+    torch.testing.assert_close(picture.upscale(image, scale), by_loops(picture, image, scale), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "per_target", "shared"])
+def test_bands_do_not_change_the_picture(norm, monkeypatch):
+    model, image = model_of(norm=norm), smooth(23, 9)
+    whole, seen = model.upscale(image, 2.3), []
+    monkeypatch.setattr(functional_image, "_BAND_BYTES", 1)
+    banded = model.upscale(image, 2.3, progress=lambda done, total: seen.append((done, total)))
+    torch.testing.assert_close(banded, whole, rtol=1e-4, atol=1e-5)
+    assert len(seen) > 5
+    assert seen[-1] == (53, 53)
+    assert not model.training
+
+
+def test_a_pixel_and_wrong_pictures():
+    model = model_of()
+    assert model.upscale(torch.rand(3, 1, 1), 4).shape == (3, 4, 4)
+    assert model.upscale(torch.rand(3, 2, 3), 0.1).shape == (3, 1, 1)
+    for image, words in ((torch.rand(1, 4, 4), r"must be \[3,h,w\]"), (torch.rand(3, 0, 4), "at least one pixel")):
+        with pytest.raises(ValueError, match=words):
+            model.upscale(image, 2)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        model.upscale(torch.rand(3, 4, 4), -1.0)
+    with pytest.raises(ValueError, match="missing=True"):
+        model.upscale(torch.rand(3, 4, 4), 1, torch.ones(1, 4, 4))
+    with pytest.raises(ValueError, match="patch must be a positive even number"):
+        FunctionalImage(patch=5)
+    with pytest.raises(ValueError, match="base must be the bicubic picture"):
+        model_of(predicts="residual")(torch.rand(2, 3, 4, 4), torch.zeros(2, 1, 2), torch.ones(2))
+
+
+def test_missing_pixels_are_not_seen():
+    model, image = model_of(missing=True), smooth(6, 6)
+    known = (torch.rand(1, 6, 6) < 0.7).float()
+    other = torch.where(known > 0, image, torch.rand(3, 6, 6))
+    assert torch.equal(model.upscale(image, 2, known), model.upscale(other, 2, known))
+    assert not torch.equal(model.upscale(image, 2, known), model.upscale(image, 2))
+
+
+def test_sizes_of_the_paper():
+    assert FunctionalImage().net.num_weights == 35_523
+
+
+# ---- patches ----------------------------------------------------------------------------------------
+
+
+def test_patches_are_of_their_picture():
+    """A picture of low frequencies: at the drawn points bicubic is close to the truth, and equal to the resized one."""
+    picture = (smooth(60, 75) * 255).round().to(torch.uint8)
+    config = replace(TINY, batch=8, points=200, scales=(2, 3), patch=8)
+    patches = Patches(config, [picture])
+    batch = patches.draw(torch.Generator().manual_seed(0))
+    assert batch.patches.shape == (8, 3, 8, 8)
+    assert batch.points.abs().max() < 1
+    assert set(batch.scale.tolist()) == {2.0, 3.0}
+    assert (batch.base - batch.colours).abs().mean() < 0.02
+    # By its colours, a pixel of the patch is found where its point says it is.
+    nearest = ((batch.points + 1) / 2 * 8).long()
+    inside = torch.stack([p[:, at[:, 0], at[:, 1]].T for p, at in zip(batch.patches, nearest, strict=True)])
+    assert (inside - batch.colours).abs().mean() < 0.04
+    shuffled = inside[:, torch.randperm(200)]
+    assert (shuffled - batch.colours).abs().mean() > 2 * (inside - batch.colours).abs().mean()
+    low = pair_of("", picture, 2).low
+    assert (patches.low[0][0][:, MARGIN:-MARGIN, MARGIN:-MARGIN].float() / 255 - low).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="no picture has a patch of 40 pixels at a scale of 2"):
+        Patches(replace(config, patch=40), [picture])
+
+
+def test_missing_shares_of_patches():
+    picture = (smooth(40, 40) * 255).to(torch.uint8)
+    patches = Patches(replace(TINY, predicts="picture", missing=0.5, batch=40, scales=(1, 2)), [picture])
+    batch = patches.draw(torch.Generator().manual_seed(1))
+    known = batch.patches[:, 3]
+    assert set(known.unique().tolist()) == {0.0, 1.0}
+    assert 0.6 < known.mean() < 0.95
+    assert (batch.patches[:, :3] * (1 - known.unsqueeze(1))).abs().max() == 0
+
+
+# ---- training and the commands ----------------------------------------------------------------------
+
+
+def test_it_learns_and_resumes_bitwise(tmp_path):
+    picture = (smooth(48, 48) * 255).round().to(torch.uint8)
+    picture[:, ::6] = 0  # lines, which bicubic blurs
+    config = replace(TINY, steps=40, points=40, batch=8, learning_rate=1e-2, scales=(2,), validate_every=40)
+    pictures = [picture, picture]
+    config = replace(config, held_out=1)
+    assert train(config, pictures, tmp_path / "whole", CPU) == 40
+
+    def stop(step):
+        if step == 21:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, pictures, tmp_path / "parts", CPU, after_step=stop)
+    assert train(config, pictures, tmp_path / "parts", CPU, resume=True) == 40
+    whole, parts = (load(tmp_path / name / "checkpoint.safetensors", CPU)[0] for name in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+    pair = pair_of("", picture, 2)
+    start = build(config, CPU)[0]
+    before, after = (psnr(model.upscale(pair.low, 2), pair.high, 2) for model in (start, whole))
+    assert after > before + 1
+
+
+def test_the_commands_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    data, run = tmp_path / "data", tmp_path / "run"
+    (data / "tiny").mkdir(parents=True)
+    for i in range(2):
+        pixels = (smooth(40, 50, i) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(data / "tiny" / f"{i}.png")
+    root = ["--data-root", str(data)]
+    assert cli.main(["train", NAME, "--preset", "small", "--config.train", "tiny", "--out", str(run), *root]) == 0
+    file = str(run / "checkpoint.safetensors")
+    assert cli.main(["evaluate", NAME, "--checkpoint", file, *root]) == 0
+    table = json.loads((run / "evaluation.json").read_text())["table"]
+    assert [(row["scale"], row["trained"], row["pictures"]) for row in table] == [(2, True, 2), (2.5, False, 2)]
+    assert all(row["psnr"] > 5 and row["bicubic_psnr"] > 20 for row in table)
+    for name in ("pictures", "stretched", "training"):
+        assert (run / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+    source, target = tmp_path / "grey.png", tmp_path / "large.png"
+    Image.fromarray(np.full((9, 7), 40_000, np.uint16)).save(source)
+    assert cli.main(["upscale", str(source), str(target), "--scale", "2.5", "1", "--checkpoint", file]) == 0
+    found = Image.open(target)
+    assert found.size == (7, 22)
+    assert np.asarray(found).dtype in (np.uint16, np.int32)
+    rgba = upscale_picture(load(run / "checkpoint.safetensors", CPU)[0], Picture(torch.rand(3, 5, 5), torch.rand(1, 5, 5)), (2, 2), CPU)  # fmt: skip
+    assert rgba.alpha.shape == (1, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["upscale", "missing.png", "o.png", "--scale", "2", "--checkpoint", "missing"], "missing"),
+        (["train", NAME, "--config.train", "nowhere", "--data-root", "."], "neither a folder nowhere/ nor nowhere.zip"),
+        (["train", NAME, "--preset", "small", "--config.held-out", "1"], "held_out must be less than the 1 pictures"),
+    ],
+)
+def test_user_errors(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYPERFAST_DATA", raising=False)
+    assert cli.main(arguments) != 0
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"missing": 0.5, "predicts": "residual"}, "needs predicts=picture"),
+        ({"missing": 1.0}, "config.missing must be from 0 to below 1"),
+        ({"batch": 1}, "config.batch must be at least 2"),
+        ({"scales": (2, 0)}, "config.scales must be at least 1"),
+    ],
+)
+def test_wrong_settings(options, words):
+    with pytest.raises(ValueError, match=words):
+        Config(**options)
