@@ -255,7 +255,6 @@ def coord_grid(short: bool) -> Iterator[Launch]:
 
 
 FAMILIES = {
-    "coord_grid": coord_grid,
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
@@ -264,4 +263,5 @@ FAMILIES = {
     "hyper_lstm": hyper_lstm,
     "nn_entropy": nn_entropy,
     "tiled_conv": tiled_conv,
+    "coord_grid": coord_grid,
 }
