@@ -51,8 +51,8 @@ class Config:
     """Pictures of a step."""
     steps: int = 20_000
     """Training steps in all."""
-    learning_rate: float = 1e-3
-    """Of Adam, at the first step."""
+    learning_rate: float = 2.5e-4
+    """Of Adam, at the first step; to be divided by what branch_width is multiplied with."""
     learning_rate_decay: float = 0.9999
     """Factor of the learning rate at each step."""
     clip: float = 1.0
