@@ -20,9 +20,9 @@ from ....data import Labelled
 from ....nn import TargetNet
 from ...experiment import Trained
 from ...figures import MANY, ONE, figure, save_png
+from ...tables import write_csv, write_json
 from ...training import ProgressBar, generator_at
 from .config import Evaluation
-from .tables import write_csv, write_json
 
 TOLD = (0.1, 0.2)  # perturbation sizes at which adversarial.json tells the success
 _IMAGES_AT_ONCE = 32

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.mnist import SIDE, read_images
+from ..data.mnist import SIDE, read_images
 
 
 def read_inputs(path: Path) -> Tensor:
