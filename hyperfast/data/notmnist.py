@@ -38,7 +38,7 @@ def load_photo_patches(side: int = 28) -> Tensor:
 
     patches = []
     for photo in load_sample_images().images:
-        grey = torch.as_tensor(photo).float().mean(2) / 255
+        grey = torch.tensor(photo).float().mean(2) / 255
         cut = F.unfold(grey[None, None], side, stride=side)  # [1,side*side,n]
         patches.append(cut[0].T.reshape(-1, 1, side, side))
     return torch.cat(patches)

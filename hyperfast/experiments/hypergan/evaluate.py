@@ -48,7 +48,8 @@ def run(
         seen = {
             name: Labelled(task.inputs(p.images), p.labels) for name, p in (("validation", validation), ("test", test))
         }
-        scores = accuracy.run(trained, seen, settings, out)
+        larger = tuple(size for size in settings.ensemble_sizes if size > 1)  # a network alone is told anyway
+        scores = accuracy.run(trained, seen, replace(settings, ensemble_sizes=larger), out)
         about = {"checkpoint": str(path), "step": trained.step, "method": config.method, "settings": asdict(settings)}
         about |= {"images": parts.title, "rows": accuracy.summary(scores)}
         written.append(write_json(out / "evaluation.json", about))

@@ -61,7 +61,7 @@ def run(
             for kind, values in found.items()
             for i, value in enumerate(values.tolist())
         ]
-        told = {"outliers": name, "networks": networks, **summary(found["inliers"], found["outliers"])}
+        told = {"outliers_name": name, "networks": networks, **summary(found["inliers"], found["outliers"])}
         print(f"{name} told by the entropy of {networks} networks: AUROC {told['auroc']:.4f}")
         written += [
             save_png(draw_ecdfs(found, name), out / "outliers.png"),
@@ -79,7 +79,7 @@ def run(
 def summary(inliers: Tensor, outliers: Tensor) -> dict[str, float | dict[str, float]]:
     """Numbers of two sets of entropies."""
     told: dict[str, float | dict[str, float]] = {"auroc": auroc(inliers, outliers)}
-    for name, values in (("inliers", inliers), ("outliers_entropy", outliers)):
+    for name, values in (("inliers", inliers), ("outliers", outliers)):
         told[name] = {
             "mean": values.mean().item(),
             "median": values.median().item(),
