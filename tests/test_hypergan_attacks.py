@@ -38,29 +38,46 @@ def labelled(theta, count=10):
 def logits_of(theta, images):
     """Mean over the members, one after the other."""
     x = (images - 0.1307) / 0.3081
-    template, total = targets.hypergan_mnist(), 0.0
-    for member in theta:
+    template, total = targets.hypergan_mnist().to(images.dtype), 0.0
+    for member in theta.to(images.dtype):
         weights = {name: value[0] for name, value in NET.unflatten(member[None]).items()}
         total = total + functional_call(template, weights, (x,))
     return total / len(theta)
 
 
 def gradient_of(theta, images, labels):
-    x = images.clone().requires_grad_()
-    loss = F.cross_entropy(logits_of(theta, x), labels, reduction="sum")
-    return torch.autograd.grad(loss, x)[0]
+    """The cross-entropy's in float64, divided by 1 - p_y."""
+    x = images.double().requires_grad_()
+    logits = logits_of(theta, x)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)
+    others = 1 - logits.detach().softmax(1).gather(1, labels[:, None])
+    return gradient / others[:, :, None, None]
 
 
 @pytest.mark.parametrize("pairs", [7, 40, 4_096])
 def test_gradients_are_those_of_the_loop_however_they_are_cut(theta, pairs, monkeypatch):
     monkeypatch.setattr(shared, "_PAIRS_AT_ONCE", pairs)
     data = labelled(theta)
-    found = shared.loss_gradient(NET, theta, TASK.inputs, data.images, data.labels)
-    expected = gradient_of(theta, data.images, data.labels)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
-    torch.testing.assert_close(
-        shared.mean_logits(NET, theta, TASK.inputs, data.images), logits_of(theta, data.images), rtol=1e-5, atol=1e-5
+    theta, images = theta.double(), data.images.double()
+    found = shared.loss_gradient(NET, theta, TASK.inputs, images, data.labels)
+    torch.testing.assert_close(found, gradient_of(theta, images, data.labels))
+    torch.testing.assert_close(shared.mean_logits(NET, theta, TASK.inputs, images), logits_of(theta, images))
+
+
+def test_attacks_do_not_vanish_where_the_softmax_has_saturated(theta):
+    """Logits of a last layer times 1e4: the cross-entropy's gradient is exactly 0 in float32."""
+    sure = theta[:1].clone()
+    sure[:, -5_120:] *= 1e4
+    data = labelled(sure)[2:]
+    x = data.images.clone().requires_grad_()
+    (vanished,) = torch.autograd.grad(F.cross_entropy(logits_of(sure, x), data.labels), x)
+    assert not vanished.any()
+    found = shared.loss_gradient(NET, sure, TASK.inputs, data.images, data.labels)
+    assert found.flatten(1).any(1).all()
+    moved = shared.pgd(
+        lambda x: shared.loss_gradient(NET, sure, TASK.inputs, x, data.labels), data.images, torch.full((8,), 0.3), 5, 0.06
     )
+    assert (logits_of(sure, moved).argmax(1) != data.labels).any()
 
 
 def plain_attack(method, theta, image, label, epsilon):
@@ -68,7 +85,7 @@ def plain_attack(method, theta, image, label, epsilon):
     moved = image[None].clone()
     for _ in range(1 if method == "fgsm" else SETTINGS.pgd_steps):
         step = epsilon if method == "fgsm" else SETTINGS.pgd_step_size
-        moved = moved + step * gradient_of(theta, moved, label[None]).sign()
+        moved = moved + step * gradient_of(theta, moved, label[None]).sign().float()
         moved = image + (moved - image).clamp(-epsilon, epsilon)
         moved = moved.clamp(0, 1)
     return moved[0]

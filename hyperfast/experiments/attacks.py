@@ -1,12 +1,13 @@
 """Adversarial examples of images in [0, 1] against one network or an ensemble, all members at once.
 
-An ensemble's logits are the mean of its members' (HyperGAN, section 4.5); an attack raises their cross-entropy with
-the label y, by at most epsilon a pixel:
+An ensemble's logits l are the mean of its members' (HyperGAN, section 4.5); an attack raises their cross-entropy with
+the label y, moving a pixel by at most epsilon:
 
     fgsm  x' = x + epsilon sign(g(x))                                             (Goodfellow et al. 2014)
     pgd   x_0 = x,  x_{i+1} = x_i + step sign(g(x_i)) within epsilon of x         (Madry et al. 2017, without a random start)
 
-each clipped to [0, 1]; g is the gradient of the loss.
+each clipped to [0, 1]. g is the gradient of log sum_{k != y} exp(l_k) - l_y, that of the cross-entropy divided by
+1 - p_y > 0: the same signs, also where a float32 softmax has saturated and the cross-entropy's gradient is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn import TargetNet
@@ -35,7 +35,7 @@ def ascent(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def loss_gradient(
     net: TargetNet, theta: Tensor, inputs: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor
 ) -> Tensor:
-    """Of the cross-entropy of the mean logits of theta [M,P] and labels [N], by the images x [N,C,H,W]: [N,C,H,W].
+    """g: of surplus() of the mean logits of theta [M,P] and labels [N], by the images x [N,C,H,W]: [N,C,H,W].
 
     inputs: what networks see of images. In memory that does not grow with the members: the mean of the logits first,
     then each group of members' share of the gradient.
@@ -53,9 +53,9 @@ def _loss_gradient(
 ) -> Tensor:
     members = theta.split(max(1, _PAIRS_AT_ONCE // max(1, len(x))))
     if len(members) == 1:
-        return ascent(lambda v: _cross_entropy(net(inputs(v), theta).mean(0), labels), x)
+        return ascent(lambda v: surplus(net(inputs(v), theta).mean(0), labels), x)
     mean = mean_logits(net, theta, inputs, x)
-    weight = ascent(lambda logits: _cross_entropy(logits, labels), mean) / len(theta)
+    weight = ascent(lambda logits: surplus(logits, labels), mean) / len(theta)
     total = torch.zeros_like(x)
     for some in members:
         total += ascent(partial(_weighted, net, some, inputs, weight), x)
@@ -77,8 +77,10 @@ def mean_logits(net: TargetNet, theta: Tensor, inputs: Callable[[Tensor], Tensor
     return torch.cat(found)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
+def surplus(logits: Tensor, labels: Tensor) -> Tensor:
+    """log sum_{k != y} exp(l_k) - l_y, [N], of logits l [N,classes] and labels y [N]: above 0 only if others win."""
+    own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, labels.unsqueeze(1), True)
+    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def fgsm(gradient: Callable[[Tensor], Tensor], x: Tensor, epsilon: Tensor) -> Tensor:

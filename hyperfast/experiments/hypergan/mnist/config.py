@@ -20,12 +20,16 @@ class Config(ClassifierConfig):
 
 _PAPER = Config()
 # A few hours on one CPU core instead of days: see docs/hypergan.md.
-_CPU = replace(_PAPER, own_images=True, steps=14_000, learning_rate_decay=0.9998, validate_every=500)
+_CPU = replace(
+    _PAPER, own_images=True, pretraining_steps=600, pretraining_stop=0.0, steps=14_000, learning_rate_decay=0.9998,
+    validate_every=500,
+)  # fmt: skip
 # Shows in about two minutes that all works.
 _SMALL = replace(
-    _PAPER, images="digits", own_images=True, held_out=200, networks=8, images_a_network=16, steps=400,
-    generator_learning_rate=2e-4, validate_every=100, validation_networks=10, checkpoint_every=100,
-    baseline=Baseline(epochs=10, members=5, images=50, networks=5), evaluation=SMALL_EVALUATION,
+    _PAPER, images="digits", own_images=True, held_out=200, networks=8, images_a_network=16, pretraining_steps=300,
+    pretraining_codes=300, pretraining_stop=0.0, steps=400, learning_rate_decay=0.997, validate_every=100,
+    validation_networks=10, checkpoint_every=100, baseline=Baseline(epochs=10, members=5, images=50, networks=5),
+    evaluation=SMALL_EVALUATION,
 )  # fmt: skip
 
 PRESETS = {
