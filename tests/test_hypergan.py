@@ -288,6 +288,11 @@ def test_what_it_is_compared_with_is_measured_in_the_same_way(method, root, part
     file = str(tmp_path / "checkpoint.safetensors")
     figures = ["--figures", "norms,outliers,attacks", "--data-root", str(root)]
     assert cli.main(["evaluate", NAME, "--checkpoint", file, *figures]) == 0
+    if method == "dropout":
+        beside = ["--evaluation.beside", str(tmp_path), "--out", str(tmp_path / "again")]
+        assert cli.main(["evaluate", NAME, "--checkpoint", file, *figures, *beside]) == 0
+        one, both = ((tmp_path / place / "attacks.png").read_bytes() for place in (".", "again"))
+        assert one != both
     rows = list(csv.DictReader((tmp_path / "attacks.csv").open()))
     assert {row["fresh"] for row in rows} <= {str(method != "ensemble")}
     trained = load(TASK, tmp_path / "checkpoint.safetensors", CPU, 5)

@@ -75,7 +75,11 @@ def test_attacks_do_not_vanish_where_the_softmax_has_saturated(theta):
     found = shared.loss_gradient(NET, sure, TASK.inputs, data.images, data.labels)
     assert found.flatten(1).any(1).all()
     moved = shared.pgd(
-        lambda x: shared.loss_gradient(NET, sure, TASK.inputs, x, data.labels), data.images, torch.full((8,), 0.3), 5, 0.06
+        lambda x: shared.loss_gradient(NET, sure, TASK.inputs, x, data.labels),
+        data.images,
+        torch.full((8,), 0.3),
+        5,
+        0.06,
     )
     assert (logits_of(sure, moved).argmax(1) != data.labels).any()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..attacks import fgsm, loss_gradient, mean_logits, pgd
 from ..experiment import Trained
 from ..figures import save_png
 from ..tables import write_csv, write_json
-from ..training import ProgressBar
+from ..training import ProgressBar, read_table
 from .config import Evaluation
 from .outliers import auroc, entropies
 from .task import Task
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS = ("fgsm", "pgd")
+Row = dict[str, str | int | float]
 _IMAGES_AT_ONCE = 512
 
 
@@ -104,13 +105,13 @@ def _always(value: Tensor, _: Tensor) -> Tensor:
 
 def rows_of(
     task: Task, trained: Trained, attacked: Attacked, first: int, count: int, clean: Tensor, settings: Evaluation
-) -> list[dict[str, str | int | float]]:
+) -> list[Row]:
     """One row for each method and size, as judged by `count` members from `first` on. clean: their entropies of clean images.
 
     detected: share with an entropy above the one that only false_positive_rate of the clean images exceed.
     """
     threshold = clean.quantile(1 - settings.false_positive_rate).item()
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[Row] = []
     for method, every in attacked.images.items():
         for size, images, success in zip(settings.attack_sizes, every, attacked.success[method], strict=True):
             found = judge(task, trained, first, count, images, attacked.labels)
@@ -147,7 +148,7 @@ def transfer(
         f"of {others} others are wrong": "fooled_networks",
         "their mean prediction is wrong": "fresh_wrong",
     }
-    picture = draw(rows, lines, "share", {})
+    picture = draw({"": rows}, lines, "share")
     return [
         save_png(picture, out / "transfer.png"),
         write_csv(out / "transfer.csv", [{"networks": others, **r} for r in rows]),
@@ -159,7 +160,7 @@ def ensembles(
 ) -> list[Path]:
     """Figure 5: attacks on ensembles, judged by as many fresh networks (where there are any), and their detection."""
     sizes = [size for size in settings.attack_ensembles if trained.members is None or size <= trained.members]
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[Row] = []
     with ProgressBar("attacks", len(sizes)) as bar:
         for done, size in enumerate(sizes, 1):
             first = size if trained.members is None else 0
@@ -173,13 +174,30 @@ def ensembles(
             bar.update(done)
     if not rows:
         return [write_json(out / "attacks.json", {"attacked": 0, "sizes": sizes})]
-    curves = {f"{size} networks": {"networks": size} for size in sizes}
+    drawn = {f"{size} networks": [row for row in rows if row["networks"] == size] for size in sizes}
+    for folder in settings.beside:
+        theirs = read(Path(folder))
+        for count in dict.fromkeys(row["networks"] for row in theirs):
+            drawn[f"{Path(folder).name}, {count:g}"] = [row for row in theirs if row["networks"] == count]
     return [
-        save_png(draw(rows, {"": "entropy"}, "entropy of the mean prediction, nats", curves), out / "attacks.png"),
-        save_png(draw(rows, {"": "detected"}, f"detected at {settings.false_positive_rate:.0%} false alarms", curves),
-                 out / "detection.png"),
+        save_png(draw(drawn, {"": "entropy"}, "entropy of the mean prediction, nats"), out / "attacks.png"),
+        save_png(
+            draw(drawn, {"": "detected"}, f"detected at {settings.false_positive_rate:.0%} false alarms"),
+            out / "detection.png",
+        ),
         write_csv(out / "attacks.csv", rows),
-    ]  # fmt: skip
+    ]
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of a folder's attacks.csv. Raises FileNotFoundError where it has none."""
+    return [
+        {
+            name: float(row[name]) if name != "attack" else row[name]
+            for name in ("attack", "networks", "epsilon", "entropy", "detected")
+        }
+        for row in read_table(folder / "attacks.csv")
+    ]
 
 
 def _at_most(trained: Trained, wanted: int) -> int:
@@ -190,23 +208,20 @@ def _shifted(trained: Trained, first: int) -> Trained:
     return Trained(trained.net, from_member(trained, first), trained.step)
 
 
-def draw(
-    rows: Sequence[dict[str, str | int | float]],
-    columns: dict[str, str],
-    label: str,
-    curves: dict[str, dict[str, int]],
-) -> Figure:
-    """A panel for each attack: columns (label -> name) against epsilon, for each of the curves (label -> wanted values)."""
+def draw(curves: Mapping[str, Sequence[Row]], columns: dict[str, str], label: str) -> Figure:
+    """A panel for each attack: of each curve's rows the columns (label -> name) against epsilon."""
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(8.4, 3.2), layout="constrained")
     panels = picture.subplots(1, len(METHODS), sharey=True)
     for axes, method in zip(panels, METHODS, strict=True):
-        for curve, wanted in (curves or {"": {}}).items():
-            some = [r for r in rows if r["attack"] == method and all(r[k] == v for k, v in wanted.items())]
+        for curve, rows in curves.items():
+            some = [row for row in rows if row["attack"] == method]
             for name, column in columns.items():
-                axes.plot([r["epsilon"] for r in some], [r[column] for r in some], "o-", ms=3, label=f"{curve}{name}")
-        axes.set(xlabel="epsilon, share of the images' range", title=method.upper(), xscale="log")
+                sizes = [row["epsilon"] for row in some]
+                axes.plot(sizes, [row[column] for row in some], "o-", ms=3, label=f"{curve}{name}")
+        axes.set(xlabel="epsilon, share of the images' range", title=method.upper())
+        axes.set_xscale("symlog", linthresh=0.01)
     panels[0].set_ylabel(label)
     panels[0].legend(fontsize=7)
     return picture

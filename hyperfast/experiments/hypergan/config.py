@@ -153,6 +153,8 @@ class Evaluation:
     """Networks whose filters are drawn (figure 6)."""
     atypical: int = 10
     """Images shown of each kind (figure 7)."""
+    beside: tuple[str, ...] = ()
+    """Folders of other evaluations, drawn into figures 3 and 5."""
     seed: int = 1
     """Of the networks' noise."""
 

@@ -63,7 +63,15 @@ def run(
         name, others = task.outliers(config.images, task.everything(config, data_root), data_root)
         others = others[: settings.images].to(device)
         written += outliers.run(
-            task, trained, test, (name, others), settings.outlier_networks, settings.atypical, out, figures
+            task,
+            trained,
+            test,
+            (name, others),
+            settings.outlier_networks,
+            settings.atypical,
+            out,
+            figures,
+            settings.beside,
         )
     attacked, clean = test[: settings.attack_images], test[settings.attack_images :][: settings.clean_images]
     if {"transfer", "attacks"} & set(figures) and len(clean) < 2:

@@ -13,6 +13,7 @@ from ...data import Labelled
 from ..experiment import Trained
 from ..figures import MANY, ONE, figure, save_png
 from ..tables import write_csv, write_json
+from ..training import read_table
 from .task import Task
 
 if TYPE_CHECKING:
@@ -46,9 +47,12 @@ def ecdf(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def run(
     task: Task, trained: Trained, inliers: Labelled, outliers: tuple[str, Tensor], networks: int, shown: int, out: Path,
-    figures: tuple[str, ...],
+    figures: tuple[str, ...], beside: tuple[str, ...] = (),
 ) -> list[Path]:  # fmt: skip
-    """outliers.png, .csv (entropy of each image) and .json; atypical.png: the least sure inliers, the surest outliers."""
+    """outliers.png, .csv (entropy of each image) and .json; atypical.png: the least sure inliers, the surest outliers.
+
+    beside: folders whose outliers.csv is drawn, too.
+    """
     name, others = outliers
     found = {
         "inliers": entropies(task, trained, inliers.images, networks),
@@ -64,7 +68,7 @@ def run(
         told = {"outliers_name": name, "networks": networks, **summary(found["inliers"], found["outliers"])}
         print(f"{name} told by the entropy of {networks} networks: AUROC {told['auroc']:.4f}")
         written += [
-            save_png(draw_ecdfs(found, name), out / "outliers.png"),
+            save_png(draw_ecdfs({"": found, **{one: read(Path(one)) for one in beside}}, name), out / "outliers.png"),
             write_csv(out / "outliers.csv", rows),
             write_json(out / "outliers.json", told),
         ]
@@ -89,13 +93,24 @@ def summary(inliers: Tensor, outliers: Tensor) -> dict[str, float | dict[str, fl
     return told
 
 
-def draw_ecdfs(found: Mapping[str, Tensor], outliers: str) -> Figure:
-    """Figure 3: outliers solid, inliers dashed."""
-    drawn, axes = figure(5.0, 3.4)
-    for kind, style, colour, label in (("outliers", "-", ONE, outliers), ("inliers", "--", MANY, "test images")):
-        axes.step(*(v.numpy() for v in ecdf(found[kind])), style, where="post", color=colour, label=label)
+def read(folder: Path) -> dict[str, Tensor]:
+    """The entropies in a folder's outliers.csv. Raises FileNotFoundError where it has none."""
+    rows = read_table(folder / "outliers.csv")
+    return {
+        kind: torch.tensor([float(row["entropy"]) for row in rows if row["set"] == kind])
+        for kind in ("inliers", "outliers")
+    }
+
+
+def draw_ecdfs(found: Mapping[str, Mapping[str, Tensor]], outliers: str) -> Figure:
+    """Figure 3: outliers solid, inliers dashed, of each evaluation: folder ("" for this one) -> entropies."""
+    drawn, axes = figure(5.6, 3.6)
+    for at, (folder, sets) in enumerate(found.items()):
+        colour, of = (ONE, MANY, "#6b8e23", "#8e44ad")[at % 4], f", {Path(folder).name}" if folder else ""
+        for kind, style, label in (("outliers", "-", outliers), ("inliers", "--", "test images")):
+            axes.step(*(v.numpy() for v in ecdf(sets[kind])), style, where="post", color=colour, label=label + of)
     axes.set(xlabel="entropy of the mean prediction, nats", ylabel="share of images", ylim=(0, 1.02))
-    axes.legend()
+    axes.legend(fontsize=8)
     return drawn
 
 
