@@ -83,14 +83,17 @@ def train(
     if config.method != "hypergan":
         return baselines.train(task, config, training, validation, out, device, resume, after_step)
     net, model, optimizer = build(task, config, device)
-    if not resume:
-        adversarial.pretrain(config, model)
     z = model.noise(config.seed)(torch.arange(config.validation_networks)).to(device)
-    step = run_loop(
+
+    def step(number: int) -> dict[str, Tensor | float]:
+        if number == 0:
+            adversarial.pretrain(config, model)
+        return train_step(task, config, net, model, optimizer, training, number)
+
+    reached = run_loop(
         Training(
             task.name, config, MAY_DIFFER, config.steps, model, optimizer,
-            step=lambda step: train_step(task, config, net, model, optimizer, training, step),
-            validate=lambda: validate(net, lambda: model(z), validation),
+            step=step, validate=lambda: validate(net, lambda: model(z), validation),
             metrics=METRICS, validation=VALIDATION,
             shows="CE {cross_entropy:.3f}, {batch_accuracy:.1%} right, codes' std {code_std:.2f}",
             tells="validation cross-entropy {loss:.4f}, "
@@ -98,7 +101,7 @@ def train(
         ),
         out, resume, after_step,
     )  # fmt: skip
-    return step, config.steps
+    return reached, config.steps
 
 
 @torch.no_grad()

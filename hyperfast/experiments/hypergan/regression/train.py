@@ -66,13 +66,16 @@ def train(
     net, model, optimizer = build(config, device)
     x, y = noisy_points(config)
     points = x.to(device), y.to(device)
-    if not resume:
-        adversarial.pretrain(config, model)
+
+    def step(number: int) -> dict[str, Tensor | float]:
+        if number == 0:
+            adversarial.pretrain(config, model)
+        return train_step(config, net, model, optimizer, points, number)
+
     return run_loop(
         Training(
             NAME, config, MAY_DIFFER, config.steps, model, optimizer,
-            step=lambda step: train_step(config, net, model, optimizer, points, step),
-            metrics=METRICS,
+            step=step, metrics=METRICS,
             shows="squared error {squared_error:.2f}, codes' std {code_std:.2f}",
         ),
         out, resume, after_step,
