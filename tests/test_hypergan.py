@@ -313,3 +313,25 @@ def test_small_presets_need_no_data_root():
         values = train_step(task, config, *build(task, config, CPU), found.training, 0)
         assert found.training.images.shape[1:] == found.test.images.shape[1:] == task.shape
         assert values["cross_entropy"].isfinite()
+
+
+def test_cifar5_is_measured_on_the_classes_that_it_has_not_seen(tmp_path):
+    config = replace(
+        CIFAR5.presets["small"], hidden=16, networks=2, steps=2, pretraining_steps=2, validation_images=20, padding=2,
+        flip=True, evaluation=replace(TINY.evaluation, images=40),
+    )  # fmt: skip
+    assert train(CIFAR5, config, CIFAR5.read(config, None), tmp_path, CPU) == (2, 2)
+    file = str(tmp_path / "checkpoint.safetensors")
+    assert cli.main(["evaluate", CIFAR5.name, "--checkpoint", file, "--figures", "outliers,atypical,filters"]) == 0
+    assert json.loads((tmp_path / "outliers.json").read_text())["outliers_name"] == "classes 5 to 9"
+    assert list(json.loads((tmp_path / "filters.json").read_text())) == [
+        f"layer {l}, filter {f}" for l in (1, 2, 3) for f in (1, 2)
+    ]
+    assert "outliers" not in experiment.find(CIFAR10.name).figures
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    what = ["--data", str(tmp_path / "images.npy"), "--members", "2", "--out", str(tmp_path / "found.npz")]
+    assert cli.main(["predict", "--checkpoint", file, *what]) == 0
+    assert np.load(tmp_path / "found.npz")["mean_prob"].shape == (3, 10)
+    np.save(tmp_path / "images.npy", images[:, :1])
+    assert cli.main(["predict", "--checkpoint", file, *what]) == 1
