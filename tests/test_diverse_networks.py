@@ -18,7 +18,7 @@ from made_up import digits, write_mnist
 from hyperfast import cli, ensemble
 from hyperfast.data import Labelled, load_mnist
 from hyperfast.experiments import checkpoint, experiment
-from hyperfast.experiments.diverse_networks.analysis.accuracy import score
+from hyperfast.experiments.accuracy import score
 from hyperfast.experiments.diverse_networks.mnist.config import NAME, PRESETS, Config, Evaluation
 from hyperfast.experiments.diverse_networks.mnist.train import build, load, train, train_step, validate
 from hyperfast.experiments.training import Table, read_table

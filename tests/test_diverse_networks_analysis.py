@@ -10,9 +10,11 @@ from made_up import digits
 from torch.func import functional_call
 
 from hyperfast.data import Labelled
+from hyperfast.experiments import filters
 from hyperfast.experiments.checkpoint import config_from
-from hyperfast.experiments.diverse_networks.analysis import adversarial, filters, paths, scatter
+from hyperfast.experiments.diverse_networks.analysis import adversarial, paths, scatter
 from hyperfast.experiments.diverse_networks.analysis.config import Evaluation
+from hyperfast.experiments.diverse_networks.analysis.filters import slices
 from hyperfast.experiments.experiment import Trained
 from hyperfast.models import NoiseStream, targets
 from hyperfast.nn import TargetNet
@@ -81,7 +83,7 @@ def test_a_checkpoint_from_before_an_analysis_was_there_has_its_defaults(tmp_pat
 
 def test_slices_are_the_filters_of_the_template():
     theta = NET.init(2, torch.Generator().manual_seed(0))
-    weights, found = NET.unflatten(theta), list(filters.slices(NET, theta).values())
+    weights, found = NET.unflatten(theta), list(slices(NET, theta).values())
     torch.testing.assert_close(found[1][1], weights["0.weight"][1, 1, 0])
     torch.testing.assert_close(found[2][0], weights["3.weight"][0, 0, 0])
     torch.testing.assert_close(found[3][0], weights["7.weight"][0, 0].reshape(16, 7, 7)[0])

@@ -5,6 +5,7 @@ from .cifar import CIFAR10, load_cifar10, load_cifar10_subset
 from .digits import Digits, load_digits
 from .labelled import Labelled, Parts
 from .mnist import MNIST, load_mnist
+from .notmnist import load_notmnist, load_photo_patches
 from .pictures import load_pictures
 from .root import data_root
 from .strokes import Handwriting, load_handwriting, strokes_of
@@ -25,6 +26,8 @@ __all__ = [
     "load_digits",
     "load_handwriting",
     "load_mnist",
+    "load_notmnist",
+    "load_photo_patches",
     "load_pictures",
     "load_text",
     "strokes_of",

@@ -46,7 +46,7 @@ def load_mnist(root: str | Path | None = None) -> MNIST:
     foreign, or of another size than its header or its labels say. Both name the file and what was expected.
     """
     folder = dataset_folder("mnist", FILES, root)
-    return MNIST(*(_labelled(folder / images, folder / labels) for images, labels in (FILES[:2], FILES[2:])))
+    return MNIST(*(read_labelled(folder / images, folder / labels) for images, labels in (FILES[:2], FILES[2:])))
 
 
 def read_images(path: Path) -> Tensor:
@@ -94,7 +94,8 @@ def _contents(path: Path) -> bytes:
         raise ValueError(f"{path} is a truncated or damaged gzip file ({problem}); fetch it again") from problem
 
 
-def _labelled(images_path: Path, labels_path: Path) -> Labelled:
+def read_labelled(images_path: Path, labels_path: Path) -> Labelled:
+    """Images as read_images gives them, and their labels, 0 to 9, of an idx1 file."""
     images, labels = read_images(images_path), read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise ValueError(

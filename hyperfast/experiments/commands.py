@@ -85,6 +85,7 @@ def sample(arguments: list[str]) -> None:
     if experiment.load is None:
         raise ValueError(f"{experiment.name} generates no networks: there is nothing to sample")
     trained = experiment.load(options.checkpoint, _device(options.device), options.seed)
+    _check_members(options.members, trained.members)
     theta = torch.empty(options.members, trained.net.num_weights)
     with ProgressBar("sampling", options.members) as bar, torch.no_grad():
         for start in range(0, options.members, _SAMPLES_AT_ONCE):
@@ -134,6 +135,7 @@ def predict(arguments: list[str]) -> None:
         if group is not None:
             dist.barrier(group)
         trained = experiment.load(options.checkpoint, device, options.seed)
+        _check_members(options.members, trained.members)
         batches = [batch.to(device) for batch in inputs.split(_IMAGES_AT_ONCE)]
         own = len(ensemble.Ranks(group).members(options.members))
         with ProgressBar("predicting", own * len(batches), visible=first) as bar:
@@ -217,9 +219,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check_members(members: int) -> None:
+def _check_members(members: int, trained: int | None = None) -> None:
     if members < 1:
         raise ValueError(f"--members must be at least 1; got {members}")
+    if trained is not None and members > trained:
+        raise ValueError(f"--members must be at most {trained}, the networks in the checkpoint; got {members}")
 
 
 def _check_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

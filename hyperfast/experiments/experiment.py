@@ -20,6 +20,10 @@ _REGISTRY = {
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
     "functional_images/super_resolution": "hyperfast.experiments.functional_images.super_resolution",
     "functional_images/shapes": "hyperfast.experiments.functional_images.shapes",
+    "hypergan/cifar10": "hyperfast.experiments.hypergan.cifar10",
+    "hypergan/cifar5": "hyperfast.experiments.hypergan.cifar5",
+    "hypergan/mnist": "hyperfast.experiments.hypergan.mnist",
+    "hypergan/regression": "hyperfast.experiments.hypergan.regression",
     "hypernetworks/char_lm": "hyperfast.experiments.hypernetworks.char_lm",
     "hypernetworks/coordinates": "hyperfast.experiments.hypernetworks.coordinates",
     "hypernetworks/handwriting": "hyperfast.experiments.hypernetworks.handwriting",
@@ -41,6 +45,8 @@ class Trained:
     """Where sampler(i) = generate(noise(i)): indices [m] -> noise [m,Z] ..."""
     generate: Callable[[Tensor], Tensor] | None = None
     """... and any noise [m,Z] -> theta [m,P]."""
+    members: int | None = None
+    """How many there are; None: as many as are asked for."""
 
     @staticmethod
     def of_noise(

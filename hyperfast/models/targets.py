@@ -20,26 +20,37 @@ def deutsch_mnist() -> nn.Sequential:
     )  # fmt: skip
 
 
-def hypergan_mnist() -> nn.Sequential:
-    """HyperGAN, appendix: 28x28 digits, valid convolutions without biases, 31,520 weights."""
+def hypergan_mnist(bias: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """HyperGAN, appendix: 28x28 digits, valid convolutions without biases, 31,520 weights.
+
+    bias: of every layer. dropout: the probability of dropping what a linear layer reads. Neither is the paper's.
+    """
     return nn.Sequential(
-        nn.Conv2d(1, 32, 5, bias=False), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 5, bias=False), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(512, 10, bias=False),
+        nn.Conv2d(1, 32, 5, bias=bias), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 5, bias=bias), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
+        nn.Flatten(), *_dropout(dropout),
+        nn.Linear(512, 10, bias=bias),
     )  # fmt: skip
 
 
-def hypergan_cifar() -> nn.Sequential:
-    """HyperGAN, table 2: 32x32 colour images, valid convolutions without biases, 57,520 weights."""
+def hypergan_cifar(bias: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """HyperGAN, table 2: 32x32 colour images, valid convolutions without biases, 57,520 weights.
+
+    bias and dropout: as in hypergan_mnist.
+    """
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, bias=False), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, bias=False), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, bias=False), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, 128, bias=False), nn.LeakyReLU(0.01),
-        nn.Linear(128, 10, bias=False),
+        nn.Conv2d(3, 16, 3, bias=bias), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, bias=bias), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, bias=bias), nn.LeakyReLU(0.01), nn.MaxPool2d(2),
+        nn.Flatten(), *_dropout(dropout),
+        nn.Linear(256, 128, bias=bias), nn.LeakyReLU(0.01), *_dropout(dropout),
+        nn.Linear(128, 10, bias=bias),
     )  # fmt: skip
+
+
+def hypergan_regression(units: int = 100) -> nn.Sequential:
+    """HyperGAN, section 4.3: one hidden layer of ReLU units, a curve; 3 * units + 1 weights."""
+    return nn.Sequential(nn.Linear(1, units), nn.ReLU(), nn.Linear(units, 1))
 
 
 def klocek_mlp(
@@ -66,3 +77,7 @@ def klocek_mlp(
         *hidden(inputs, 32), *hidden(32, 64), *([Residual(nn.Sequential(*middle))] if residual else middle),
         nn.Linear(64, outputs), *last,
     )  # fmt: skip
+
+
+def _dropout(p: float) -> tuple[nn.Module, ...]:
+    return (nn.Dropout(p),) if p else ()

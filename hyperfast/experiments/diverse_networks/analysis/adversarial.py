@@ -18,11 +18,12 @@ from torch import Tensor
 from .... import ensemble
 from ....data import Labelled
 from ....nn import TargetNet
+from ...attacks import ascent
 from ...experiment import Trained
 from ...figures import MANY, ONE, figure, save_png
+from ...tables import write_csv, write_json
 from ...training import ProgressBar, generator_at
 from .config import Evaluation
-from .tables import write_csv, write_json
 
 TOLD = (0.1, 0.2)  # perturbation sizes at which adversarial.json tells the success
 _IMAGES_AT_ONCE = 32
@@ -98,11 +99,14 @@ def directions(net: TargetNet, theta: Tensor, data: Labelled, numbers: Tensor, s
     """
     offsets = [int(torch.randint(1, 10, (), generator=generator_at(seed, int(n)))) for n in numbers]
     targets = (data.labels + torch.tensor(offsets, device=data.labels.device)) % 10
-    x = data.images.unsqueeze(1).clone().requires_grad_()
-    logits = net(x, theta)[:, 0]
-    wanted = logits.softmax(1).gather(1, targets.unsqueeze(1))
-    (gradient,) = torch.autograd.grad(wanted.sum(), x)
-    return gradient[:, 0].sign(), logits.detach().argmax(1) == data.labels
+    right = torch.empty_like(data.labels, dtype=torch.bool)
+
+    def wanted(x: Tensor) -> Tensor:
+        logits = net(x, theta)[:, 0]
+        right.copy_(logits.detach().argmax(1) == data.labels)
+        return logits.softmax(1).gather(1, targets.unsqueeze(1))
+
+    return ascent(wanted, data.images.unsqueeze(1))[:, 0].sign(), right
 
 
 def _draw(sizes: np.ndarray, curves: dict[str, np.ndarray], networks: int, path: Path) -> Path:

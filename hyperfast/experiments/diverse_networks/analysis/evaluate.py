@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from ....data import load_mnist
+from ... import accuracy, filters
 from ...experiment import Trained
 from ...figures import save_png
-from . import accuracy, adversarial, filters, paths, pictures, scatter
+from ...tables import write_json
+from . import adversarial, paths, pictures, scatter
 from .config import Evaluation
-from .tables import write_json
+from .filters import slices
 
 FIGURES = ("histogram", "ensembles", "filters", "scatter", "paths", "adversarial", "training")
 _OF_ACCURACIES = {"histogram", "ensembles"}
@@ -52,7 +54,7 @@ def evaluation(
                 if "ensembles" in figures and found.vote:
                     written.append(save_png(pictures.ensembles(found), out / f"ensembles_{name}.png"))
         if "filters" in figures:
-            written += filters.run(trained, settings, out)
+            written += filters.run(trained, settings.filter_samples, slices, out)
         if "scatter" in figures:
             written += scatter.run(trained, settings, out)
         if "paths" in figures:

@@ -1,27 +1,10 @@
-"""Samples of single filters (Deutsch, figures 3 and 5), and how much each filter varies."""
+"""The filters that Deutsch's figures 3 and 5 show."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 from torch import Tensor
 
 from ....nn import TargetNet
-from ...experiment import Trained
-from ...figures import save_png
-from .config import Evaluation
-from .tables import write_csv, write_json
-
-
-@torch.no_grad()
-def run(trained: Trained, settings: Evaluation, out: Path) -> list[Path]:
-    """filters.png and the same as numbers, filters.json; filters.csv with every filter's spread()."""
-    theta = trained.sampler(torch.arange(settings.filter_samples)).cpu()
-    drawn = slices(trained.net, theta)
-    write_json(out / "filters.json", {name: values.tolist() for name, values in drawn.items()})
-    write_csv(out / "filters.csv", spread(trained.net, theta))
-    return [_draw(drawn, out / "filters.png"), out / "filters.json", out / "filters.csv"]
 
 
 def slices(net: TargetNet, theta: Tensor) -> dict[str, Tensor]:
@@ -35,40 +18,3 @@ def slices(net: TargetNet, theta: Tensor) -> dict[str, Tensor]:
         "layer 2, filter 1": second[:, 0, 0],
         "layer 3, filter 1": third.unflatten(2, (channels, side, side))[:, 0, 0],
     }
-
-
-def spread(net: TargetNet, theta: Tensor) -> list[dict[str, str | int | float]]:
-    """Of every filter but the last layer's, bias included: root mean square of its deviation from its mean, over that of itself.
-
-    0: every network has this filter; 1: the filter's mean over the networks is 0.
-    """
-    rows: list[dict[str, str | int | float]] = []
-    for layer, (weight, bias) in enumerate(_layers(net, theta)[:-1], 1):
-        filters = torch.cat([weight, bias.unsqueeze(2)], 2).double()  # [M,filters,n]
-        of_mean = filters - filters.mean(0)
-        relative = (of_mean.square().mean((0, 2)) / filters.square().mean((0, 2)).clamp_min(1e-300)).sqrt()
-        rows += [{"layer": layer, "filter": i, "spread": value} for i, value in enumerate(relative.tolist(), 1)]
-    return rows
-
-
-def _layers(net: TargetNet, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(weight [M,filters,fan-in], bias [M,filters]) of each layer."""
-    values = list(net.unflatten(theta).values())
-    return [(weight.flatten(2), bias) for weight, bias in zip(values[::2], values[1::2], strict=True)]
-
-
-def _draw(drawn: dict[str, Tensor], path: Path) -> Path:
-    """Samples in columns, filters in rows; each image has colours of its own scale, white is 0."""
-    from matplotlib.figure import Figure
-
-    samples = len(next(iter(drawn.values())))
-    picture = Figure(figsize=(0.4 * samples + 1.2, 0.45 * len(drawn)), layout="constrained")
-    lines = picture.subplots(len(drawn), samples, squeeze=False)
-    for line, (name, row) in zip(lines, drawn.items(), strict=True):
-        for axes, image in zip(line, row, strict=True):
-            limit = image.abs().max().item()
-            axes.imshow(image.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
-            axes.axis("off")
-        line[0].text(-0.3, 0.5, name, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
-    save_png(picture, path)
-    return path

@@ -17,10 +17,10 @@ from torch import Tensor
 from ....data import Labelled
 from ...experiment import Trained
 from ...figures import MANY, ONE, save_png
+from ...networks import accuracies
+from ...tables import write_csv, write_json
 from ...training import ProgressBar
-from ..networks import accuracies
 from .config import Evaluation
-from .tables import write_csv, write_json
 
 
 def run(trained: Trained, data: Labelled, settings: Evaluation, out: Path) -> list[Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...accuracy import Scores
 from ...figures import MANY, ONE, accuracy_by_size, accuracy_histogram, figure
 from ...training import read_table
-from .accuracy import Scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

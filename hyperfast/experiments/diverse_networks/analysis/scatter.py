@@ -11,9 +11,9 @@ from torch import Tensor
 from ....nn import TargetNet
 from ...experiment import Trained
 from ...figures import MANY, ONE, save_png
+from ...tables import write_csv, write_json
 from ...training import ProgressBar
 from .config import Evaluation
-from .tables import write_csv, write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,8 +1,8 @@
 """Deutsch's comparison: multiplicative normalizing flows over the weights of the same networks."""
 
 from ...experiment import Experiment
+from ...inputs import read_inputs
 from ..analysis.evaluate import FIGURES, evaluation
-from ..inputs import read_inputs
 from . import train
 from .config import NAME, PRESETS
 

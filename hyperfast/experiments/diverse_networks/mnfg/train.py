@@ -6,22 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....data import Labelled, load_mnist
 from ....models import MultiplicativeFlows, targets
 from ....nn import TargetNet
 from ....ops import fix_gauge, nn_entropy
-from ... import checkpoint
+from ... import checkpoint, variational
 from ...experiment import Trained
 from ...loop import Training, report
 from ...loop import run as run_loop
+from ...networks import mean_scores
 from ...training import generator_at
-from ..networks import mean_scores
+from ...variational import variational_step
 from .config import MAY_DIFFER, NAME, Config
 
-METRICS = ("loss", "cross_entropy", "kl", "batch_accuracy", "learning_rate")
+METRICS = (*variational.METRICS, "learning_rate")
 VALIDATION = ("loss", "cross_entropy", "kl", "entropy", "accuracy")
 NOISE_DIMENSION = 300  # d of the entropy that validation tells: that of the hypernetwork's, to be compared with it
 
@@ -47,18 +47,10 @@ def train_step(
     draws, device = generator_at(config.seed, step), data.images.device
     noise = torch.randn(config.networks, flows.noise_size, generator=draws).to(device)
     picks = torch.randint(len(data), (config.networks, config.images // config.networks), generator=draws).to(device)
-    labels = data.labels[picks]
-    theta, divergence = flows.draw(noise, draws)
-    logits = net(data.images[picks], theta)
-    cross_entropy, kl = F.cross_entropy(logits.flatten(0, 1), labels.flatten()), divergence.mean()
-    loss = cross_entropy + kl / len(data)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    flows.bound_deviations(config.largest_deviation)
-    accuracy = (logits.detach().argmax(-1) == labels).float().mean()
-    values = (loss.detach(), cross_entropy.detach(), kl.detach(), accuracy, config.learning_rate)
-    return dict(zip(METRICS, values, strict=True))
+    found = variational_step(
+        net, flows, optimizer, noise, data.images[picks], data.labels[picks], len(data), config.largest_deviation, draws
+    )
+    return {**found, "learning_rate": config.learning_rate}
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Deutsch's experiment on MNIST: a hypernetwork of 633,640 parameters generates networks of 20,018 weights."""
 
 from ...experiment import Experiment
+from ...inputs import read_inputs
 from ..analysis.evaluate import FIGURES, evaluation
-from ..inputs import read_inputs
 from . import train
 from .config import NAME, PRESETS
 

@@ -17,8 +17,8 @@ from ... import checkpoint
 from ...experiment import Trained
 from ...loop import Training, report
 from ...loop import run as run_loop
+from ...networks import mean_scores
 from ...training import generator_at
-from ..networks import mean_scores
 from .config import MAY_DIFFER, NAME, Config
 
 METRICS = ("loss", "cross_entropy", "entropy", "batch_accuracy", "learning_rate")

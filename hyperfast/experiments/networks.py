@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data import Labelled
-from ...nn import TargetNet
+from ..data import Labelled
+from ..nn import TargetNet
 
 # Networks and images evaluated at once: they bound what lies between two stages.
 NETWORKS_AT_ONCE, IMAGES_AT_ONCE = 16, 512
 
 
 def outputs(net: TargetNet, theta: Tensor, images: Tensor) -> Tensor:
-    """Logits [m,N,10] of the networks theta [m,P] on shared images [N,1,28,28]."""
+    """Logits [m,N,classes] of the networks theta [m,P] on shared images [N,C,H,W]."""
     return torch.cat([net(some, theta) for some in images.split(IMAGES_AT_ONCE)], 1)
 
 

@@ -1,4 +1,4 @@
-"""Accuracies of single generated networks and of ensembles of them (Deutsch, section 4.2)."""
+"""Accuracies of single generated networks and of ensembles of them (Deutsch, section 4.2; HyperGAN, table 4)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ....data import Labelled
-from ....nn import TargetNet
-from ....ops.ensemble import ensemble_sums
-from ...experiment import Trained
-from ...training import ProgressBar
-from ..networks import NETWORKS_AT_ONCE, outputs
-from .config import Evaluation
+from ..data import Labelled
+from ..nn import TargetNet
+from ..ops.ensemble import ensemble_sums
+from .experiment import Trained
+from .networks import NETWORKS_AT_ONCE, outputs
 from .tables import write_csv
+from .training import ProgressBar
+
+
+class Ensembles(Protocol):
+    """The settings of an evaluation that are read here."""
+
+    @property
+    def networks(self) -> int:
+        """Networks generated."""
+
+    @property
+    def ensemble_sizes(self) -> tuple[int, ...]:
+        """Networks in an ensemble; sizes above `networks` are left out."""
+
+    @property
+    def repeats(self) -> int:
+        """Disjoint ensembles of each size, at most; as many as there are networks for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ def score(
     net: TargetNet,
     sampler: Callable[[Tensor], Tensor],
     data: Labelled,
-    settings: Evaluation,
+    settings: Ensembles,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """One pass over the networks: alone, and in disjoint ensembles of members i*size ... (i+1)*size - 1."""
@@ -89,7 +105,7 @@ class _Ensembles:
         return (sums.argmax(1) == self.labels).double().mean().item()
 
 
-def run(trained: Trained, sets: Mapping[str, Labelled], settings: Evaluation, out: Path) -> dict[str, Scores]:
+def run(trained: Trained, sets: Mapping[str, Labelled], settings: Ensembles, out: Path) -> dict[str, Scores]:
     """Scores on each set of images; writes accuracies.csv and ensembles.csv into `out`, and prints a table."""
     scores: dict[str, Scores] = {}
     with ProgressBar("accuracies", len(sets) * settings.networks) as bar:

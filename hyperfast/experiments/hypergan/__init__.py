@@ -1,0 +1,1 @@
+"""HyperGAN: networks of weights that a generative adversarial network makes of noise."""
