@@ -276,7 +276,6 @@ def coord_grid(short: bool) -> Iterator[Launch]:
 
 
 FAMILIES = {
-    "coord_grid": coord_grid,
     "target_net": target_net,
     "target_net_cnn": target_net_cnn,
     "target_net_dropout": target_net_dropout,
@@ -286,4 +285,5 @@ FAMILIES = {
     "kde": kde_cross_entropy,
     "nn_entropy": nn_entropy,
     "tiled_conv": tiled_conv,
+    "coord_grid": coord_grid,
 }

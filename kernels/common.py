@@ -49,6 +49,14 @@ def is_amd() -> bool:
     return not INTERPRETING and triton.runtime.driver.active.get_current_target().backend == "hip"
 
 
+def is_blackwell() -> bool:
+    """Whether launches go to an NVIDIA GPU of sm_100 or later."""
+    if INTERPRETING:
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 100
+
+
 # tl.cos and tl.sin take libdevice's slow path (a stack frame and five times the code). This reduction by
 # n * pi in three parts (exact while n < 2^15) and a polynomial of relative error 6.1e-9 on [-pi/2, pi/2] need neither.
 
