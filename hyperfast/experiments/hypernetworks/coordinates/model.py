@@ -9,18 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....nn import TargetNet
+from ....ops import eval_grid
 from .config import Config
 
 GRID = (28, 28, 16, 16)  # rows and columns of the pixels, rows and columns of the hidden units
-
-
-def centres(sizes: tuple[int, ...]) -> Tensor:
-    """[prod(sizes), len(sizes)] float32: the coordinates of all points of a grid, the last axis fastest.
-
-    Each axis has its n points at (2i + 1) / n - 1: the centres of n equal parts of [-1, 1].
-    """
-    axes = [(2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in sizes]
-    return torch.cartesian_prod(*axes)
 
 
 class CoordinateMLP(nn.Module):
@@ -29,8 +21,6 @@ class CoordinateMLP(nn.Module):
     config.net == "coordinates": the weight from the pixel at (y, x) to the unit at (v, u) is net(y, x, v, u) of a
     network 4-25-25-1 with ReLU, whose 801 parameters are learned. Biases and the last layer are learned themselves.
     """
-
-    grid: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -49,7 +39,6 @@ class CoordinateMLP(nn.Module):
                     nn.Linear(config.width, 1),
                 )
             )  # fmt: skip
-            self.register_buffer("grid", centres(GRID), persistent=False)
             self.theta = nn.Parameter(self.net.init(1))
             self._rescale(self.net)
 
@@ -69,9 +58,7 @@ class CoordinateMLP(nn.Module):
         """[28*28, 16*16], differentiable."""
         if self.net is None:
             return self.direct.t()
-        # The only place that makes the weights: hf.ops.eval_grid(self.theta, self.net, GRID) is to take over here, and
-        # the buffer `grid` and centres() to go.
-        return self.net(self.grid, self.theta).view(28 * 28, 16 * 16)
+        return eval_grid(self.theta, self.net, GRID).view(28 * 28, 16 * 16)
 
     def forward(self, images: Tensor) -> Tensor:
         h = torch.addmm(self.bias, images.flatten(1) - self.mean, self.weight())
