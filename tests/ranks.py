@@ -1,6 +1,8 @@
-"""A measurement on several processes that talk over gloo, for the tests of training in parallel."""
+"""Work on several processes that talk over gloo, for the tests of what runs in parallel."""
 
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,29 @@ def _one_rank(rank: int, measure: Callable[..., Any], world: int, folder: Path, 
         torch.save(measure(rank, world, *args), folder / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def errors_after_a_loss(call: Callable[[int, int], None], world: int, folder: Path) -> list[str]:
+    """call(rank, world) on every rank, in which the last one ends by os._exit(1): the others' RuntimeErrors.
+
+    Fails where a rank waits for more than two minutes; call is a function of a module.
+    """
+    context = mp.get_context("spawn")
+    ranks = [context.Process(target=_one_survivor, args=(rank, call, world, folder)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    assert [process.exitcode for process in ranks] == [0] * (world - 1) + [1]
+    return [(folder / f"{rank}.txt").read_text() for rank in range(world - 1)]
+
+
+def _one_survivor(rank: int, call: Callable[[int, int], None], world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=30)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world, timeout=limit)
+    try:
+        call(rank, world)
+    except RuntimeError as lost:
+        (folder / f"{rank}.txt").write_text(str(lost))
+    os._exit(0)  # without taking leave of a rank that is gone

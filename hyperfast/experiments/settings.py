@@ -1,8 +1,27 @@
-"""Checks of what a user sets in an experiment's config."""
+"""What the experiments' configs share: the settings of the training loop, and checks of what a user sets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+# Fields on which the steps taken so far do not depend: a checkpoint may be resumed with others.
+LOOP_MAY_DIFFER = ("steps", "validate_every", "log_every", "checkpoint_every", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What loop.run needs of a config; an experiment's config derives from it and gives numbers of its own."""
+
+    log_every: int = 10
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial weights and of every draw in training."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, log_every=1, checkpoint_every=1, seed=0)
 
 
 def check_at_least(settings: Any, within: str = "config", /, **least: int) -> None:

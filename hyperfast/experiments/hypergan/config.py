@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from ..settings import check_at_least
+from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "validate_every", "validation_networks", "validation_images", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_networks", "validation_images")
 
 
 @dataclass(frozen=True)
-class GANConfig:
+class GANConfig(LoopConfig):
     """loss = mean loss of the generated networks - adversarial_weight * mean log D(q): eq. 2, and the GAN of section 3."""
 
     noise: int = 256
@@ -46,17 +45,12 @@ class GANConfig:
     """Codes in each of them."""
     pretraining_stop: float = 0.1
     """Distance of the moments, a code's mean squared differences, below which the pretraining ends."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, noise and choice of images."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(
             self, noise=1, code=1, hidden=1, networks=1, steps=0, adversarial_weight=0, weight_decay=0,
-            pretraining_steps=0, pretraining_codes=2, log_every=1, checkpoint_every=1, seed=0,
+            pretraining_steps=0, pretraining_codes=2,
         )  # fmt: skip
 
     def learning_rates_at(self, step: int) -> dict[str, float]:

@@ -17,14 +17,13 @@ from .. import checkpoint
 from ..experiment import Experiment
 from ..loop import BEST, CHECKPOINT, Training, report
 from ..loop import run as run_loop
-from ..settings import check_at_least
+from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 from ..training import EpochBatches, generator_at, seeded
 from .figures import loss_curves
 
 METRICS = ("loss", "error", "learning_rate")
 VALIDATION = ("loss", "error")
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = LOOP_MAY_DIFFER
 _IMAGES_AT_ONCE = 500
 
 
@@ -37,7 +36,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
+class ClassifierConfig(LoopConfig):
     """What every classifier's config has; those of the experiments derive from it and give the paper's defaults.
 
     They also have learning_rate_at(step).
@@ -55,17 +54,12 @@ class ClassifierConfig:
     """Training steps."""
     validate_every: int
     """Steps between validations."""
-    log_every: int
-    """Steps between rows of metrics.csv."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, batches and augmentation."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        check_at_least(self, held_out=1, batch=1, steps=1, validate_every=1, log_every=1, checkpoint_every=1)
-        check_at_least(self, padding=0, seed=0)
+        super().__post_init__()
+        check_at_least(self, held_out=1, batch=1, steps=1, validate_every=1)
+        check_at_least(self, padding=0)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ...nn import HyperLSTM, HyperRNN, LayerNormLSTM
 from ...reference.hyper_lstm import Scales
-from ..settings import check_at_least
+from ..settings import LoopConfig, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrenceConfig:
+class RecurrenceConfig(LoopConfig):
     """The settings of a recurrence; an experiment's config derives from it and gives the paper's defaults."""
 
     cell: Literal["lstm", "layer_norm_lstm", "hyper_lstm", "hyper_rnn"] = "hyper_lstm"
@@ -38,6 +38,7 @@ class RecurrenceConfig:
     """Added to the forget gates: the author's code has 1, the paper says nothing."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, units=1, layers=1, hyper_units=1, embedding=1)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 from ..analysis.config import SMALL, Evaluation
 
 NAME = "diverse_networks/mnfg"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("epochs", "validate_every", "validation_networks", "validation_images", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "epochs", "validation_networks", "validation_images")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopConfig):
     """loss = CE + KL/n for n training images: the negative variational bound, per image."""
 
     images: int = 100
@@ -43,18 +42,15 @@ class Config:
     validation_images: int | None = None
     """The first so many held-out images; None: all."""
     log_every: int = 50
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 550
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial parameters, noise and choice of images."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, validation_networks=2)  # a nearest neighbour needs two
         check_at_least(
-            self, images=1, networks=1, held_out=1, validation_images=1, validate_every=1, log_every=1,
-            checkpoint_every=1, q_hidden=1, r_hidden=1, epochs=0, seed=0, q_steps=0, r_steps=0,
+            self, images=1, networks=1, held_out=1, validation_images=1, validate_every=1,
+            q_hidden=1, r_hidden=1, epochs=0, q_steps=0, r_steps=0,
         )  # fmt: skip
         if self.images % self.networks:
             raise ValueError(f"config.images must be a multiple of networks, {self.networks}; got {self.images}")

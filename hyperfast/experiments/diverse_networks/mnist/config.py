@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 from ..analysis.config import SMALL, Evaluation
 
 NAME = "diverse_networks/mnist"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "validate_every", "validation_networks", "validation_images", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_networks", "validation_images")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopConfig):
     """loss = accuracy_weight * CE - H: equations 1 to 4 and 13 of the paper."""
 
     accuracy_weight: float = 1e3
@@ -43,19 +42,13 @@ class Config:
     """Networks generated in a validation, always of the same noise."""
     validation_images: int | None = None
     """The first so many held-out images; None: all."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, noise and choice of images."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, networks=2, validation_networks=2)  # a nearest neighbour needs two
         check_at_least(
-            self, images=1, held_out=1, validation_images=1, validate_every=1, log_every=1, checkpoint_every=1, steps=0,
-            seed=0,
+            self, images=1, held_out=1, validation_images=1, validate_every=1, steps=0,
         )  # fmt: skip
         if self.entropy_distance not in ("euclidean", "l1"):
             raise ValueError(f"config.entropy_distance must be euclidean or l1; got {self.entropy_distance!r}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 
 NAME = "diverse_networks/toy"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = LOOP_MAY_DIFFER
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopConfig):
     """loss = -mean f(y) - diversity_weight * H + norm_weight * mean |y|^2."""
 
     diversity_weight: float = 2.2
@@ -39,16 +38,13 @@ class Config:
     learning_rate_decay: float = 0.99996
     """Factor of the learning rate at each step."""
     log_every: int = 100
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 10_000
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights and noise."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, points=2)  # a nearest neighbour needs two
-        check_at_least(self, log_every=1, checkpoint_every=1, steps=0, seed=0)
+        check_at_least(self, steps=0)
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate * self.learning_rate_decay**step

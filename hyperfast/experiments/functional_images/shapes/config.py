@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 
 NAME = "functional_images/shapes"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "validate_every", "validation_pictures", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_pictures")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopConfig):
     """loss = mean over pictures of the cross-entropy between a picture's brightness and its generated points."""
 
     data: Literal["mnist", "embedded"] = "mnist"
@@ -63,17 +62,12 @@ class Config:
     """Steps between validations."""
     validation_pictures: int | None = 1_000
     """The first so many held-out pictures; None: all."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, choice of pictures and points of the circle."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, batch=2)  # batch norm needs two
-        check_at_least(self, points=1, steps=1, held_out=1, validation_pictures=1, validate_every=1, log_every=1, checkpoint_every=1, seed=0)  # fmt: skip
+        check_at_least(self, points=1, steps=1, held_out=1, validation_pictures=1, validate_every=1)  # fmt: skip
         for name in ("sigma", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"config.{name} must be positive; got {getattr(self, name)}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
 
 NAME = "functional_images/super_resolution"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "validate_every", "validation_pictures", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_pictures")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopConfig):
     """loss = mean squared error of colours at random pixels of patches, scales mixed in every step."""
 
     train: tuple[str, ...] = ("DIV2K_train_HR",)
@@ -75,19 +74,13 @@ class Config:
     """Steps between validations."""
     validation_pictures: int | None = 4
     """The first so many held-out pictures; None: all."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights and of the choice of patches and pixels."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, batch=2)  # batch norm needs two
         check_at_least(
             self, scales=1, patch=2, points=1, steps=1, held_out=0, validate_every=1, validation_pictures=1,
-            log_every=1, checkpoint_every=1,
         )  # fmt: skip
         if not 0 <= self.missing < 1:
             raise ValueError(f"config.missing must be from 0 to below 1; got {self.missing}")

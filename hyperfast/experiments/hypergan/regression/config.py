@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, check_at_least
 from ..config import GANConfig
 
 NAME = "hypergan/regression"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = LOOP_MAY_DIFFER
 
 
 @dataclass(frozen=True)

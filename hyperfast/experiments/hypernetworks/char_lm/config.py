@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, check_at_least
 from ..recurrence import RecurrenceConfig
 
 NAME = "hypernetworks/char_lm"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("epochs", "steps", "validate_every", "validation_characters", "log_every", "checkpoint_every", "evaluation")  # fmt: skip
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "epochs", "validation_characters")
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,12 @@ class Config(RecurrenceConfig):
     """Steps between validations: about an epoch of Penn Treebank."""
     validation_characters: int | None = 100_000
     """The first so many characters of the validation text, as one stream; None: all."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights and dropout."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, batch=1, length=1, epochs=1, validate_every=1, log_every=1, checkpoint_every=1)
+        check_at_least(self, batch=1, length=1, epochs=1, validate_every=1)
         if self.cell == "hyper_rnn" and self.layers > 1:
             raise ValueError(f"config.layers must be 1 with hyper_rnn; got {self.layers}")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import check_at_least
+from ...settings import LOOP_MAY_DIFFER, check_at_least
 from ..recurrence import RecurrenceConfig
 
 NAME = "hypernetworks/handwriting"
-# Steps taken so far do not depend on these: a checkpoint may be resumed with others.
-MAY_DIFFER = ("steps", "validate_every", "validation_lines", "log_every", "checkpoint_every", "evaluation")
+MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_lines")
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,13 @@ class Config(RecurrenceConfig):
     """Steps between validations: about a pass."""
     validation_lines: int | None = 320
     """The first so many lines of the validation data; None: all."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of initial weights, batches, factors and dropout."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, min_length=2)  # a point and the next
-        check_at_least(self, mixtures=1, batch=1, steps=1, validate_every=1, log_every=1, checkpoint_every=1)
+        check_at_least(self, mixtures=1, batch=1, steps=1, validate_every=1)
         if not 0 <= self.scale < 1:
             raise ValueError(f"config.scale must be from 0 to below 1; got {self.scale}")
 

@@ -37,10 +37,7 @@ class Config(ClassifierConfig):
     """The learning rate falls to this and no further."""
     validate_every: int = 55
     """Steps between validations: an epoch."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 55
-    """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,9 +51,7 @@ class Config(ClassifierConfig):
     validate_every: int = 1_000
     """Steps between validations."""
     log_every: int = 50
-    """Steps between rows of metrics.csv."""
     checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
