@@ -1,10 +1,10 @@
 """The demo, from the command to the report, and its checkpoint."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -63,20 +63,16 @@ def test_resumed_training_is_bitwise_the_same(tmp_path):
 
 
 def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "hyperfast.cli",
-        "demo",
-        "--out",
-        str(tmp_path),
-        "--steps",
-        "1000000",
-        "--members",
-        "20",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(12)
+    command = [sys.executable, "-m", "hyperfast.cli", "demo", "--out", str(tmp_path), "--steps", "1000000", "--members", "20"]  # fmt: skip
+    # On a terminal the bar is drawn as it goes on, and tells when the training is under way.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"FORCE_COLOR": "1"}
+    )
+    shown = ""
+    while "cross-entropy" not in shown:
+        some = os.read(process.stdout.fileno(), 4096).decode(errors="replace")
+        assert some, shown
+        shown += some
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
