@@ -127,14 +127,16 @@ def predict(arguments: list[str]) -> None:
         raise ValueError(f"{options.data} has no inputs; at least one was expected")
     partial = options.out.with_name(options.out.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with torchrun.ranks(_device(options.device)) as (group, device):
+    load = experiment.load
+
+    def on_rank(group: Any, device: torch.device) -> None:
         first = torchrun.is_first(group)
         if first and not options.resume:
             for left in partial.parent.glob(f"{partial.name}*"):
                 left.unlink()
         if group is not None:
             dist.barrier(group)
-        trained = experiment.load(options.checkpoint, device, options.seed)
+        trained = load(options.checkpoint, device, options.seed)
         _check_members(options.members, trained.members)
         batches = [batch.to(device) for batch in inputs.split(_IMAGES_AT_ONCE)]
         own = len(ensemble.Ranks(group).members(options.members))
@@ -143,9 +145,11 @@ def predict(arguments: list[str]) -> None:
                 trained.net, batches, (trained.sampler, options.members), reduce, group=group, partial=partial,
                 progress=lambda done, total: bar.update(done),
             )  # fmt: skip
-    if first:
-        _write_arrays(options.out, {name: getattr(r, name).cpu() for name in reduce})
-        print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")
+        if first:
+            _write_arrays(options.out, {name: getattr(r, name).cpu() for name in reduce})
+            print(f"{options.members} networks on {len(inputs)} inputs: {', '.join(reduce)} in {options.out}")
+
+    torchrun.on_ranks(_device(options.device), on_rank)
 
 
 def upscale(arguments: list[str]) -> None:

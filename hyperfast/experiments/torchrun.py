@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
-@contextlib.contextmanager
-def ranks(device: torch.device) -> Iterator[tuple[Any, torch.device]]:
-    """(process group, this rank's device): NCCL and one GPU a rank on CUDA, gloo elsewhere. (None, device) without torchrun."""
+def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) -> None:
+    """work(process group, this rank's device): NCCL and one GPU a rank on CUDA, gloo elsewhere; None without torchrun."""
     if not dist.is_torchelastic_launched():
-        yield None, device
+        work(None, device)
         return
     cuda = device.type == "cuda"
     if cuda:
@@ -23,8 +22,11 @@ def ranks(device: torch.device) -> Iterator[tuple[Any, torch.device]]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield dist.group.WORLD, device
+        work(dist.group.WORLD, device)
     finally:
+        # What still holds the group is gone first: as its last owner, an object that is collected later would join
+        # gloo's threads at the wrong time, even when the interpreter ends.
+        gc.collect()
         dist.destroy_process_group()
 
 
