@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # while there is no group that its functions' defaults would keep
 import torch.multiprocessing as mp
 
 

@@ -16,6 +16,10 @@ def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) ->
     if not dist.is_torchelastic_launched():
         work(None, device)
         return
+    # Before there is a group: imported later, as torch.optim does, the defaults of its functions would be this group
+    # and keep it to the interpreter's end, where destroying a process group aborts.
+    import torch.distributed.nn.functional
+
     cuda = device.type == "cuda"
     if cuda:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -24,9 +28,7 @@ def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) ->
     try:
         work(dist.group.WORLD, device)
     finally:
-        # What still holds the group is gone first: as its last owner, an object that is collected later would join
-        # gloo's threads at the wrong time, even when the interpreter ends.
-        gc.collect()
+        gc.collect()  # what holds the group in a cycle, for the same reason
         dist.destroy_process_group()
 
 
