@@ -12,6 +12,7 @@ from hyperfast.reference import tiled_conv as reference
 from hyperfast.reference.tiled_conv import Generator
 
 from .case import Case
+from .peers import installed
 
 Z = HIDDEN = 64
 TILE, KERNEL = (16, 16), (3, 3)
@@ -33,6 +34,7 @@ def _case(name: str, grids: list[tuple[int, int]], long: bool = False) -> Case:
         zs, generator = reference.make_inputs(grids, Z, HIDDEN, TILE, KERNEL, device=device)
         return *generator, *zs
 
+    peers, _ = installed({"hypnettorch": ("hypnettorch", _hypnettorch)})
     return Case(
         family="tiled_conv",
         name=name,
@@ -40,12 +42,13 @@ def _case(name: str, grids: list[tuple[int, int]], long: bool = False) -> Case:
         inputs=inputs,
         ours=lambda *tensors: assemble_kernels(tensors[4:], *tensors[:4]),
         reference=lambda *tensors: reference.assemble_kernels(tensors[4:], Generator(*tensors[:4]))[0],
-        baselines={"eager": eager, "batched": batched, "careful": careful},
+        baselines={"eager": eager, "batched": batched, "careful": careful, **peers},
         flops=2 * elements * Z * (HIDDEN + tiles),
         flops_with_backward=2 * elements * Z * (4 * HIDDEN + 3 * tiles),
         bytes=4 * tiles * (elements + Z),
         gradient_of=tuple(range(4 + len(grids))),
         compiled=("careful", "batched"),
+        yardsticks=tuple(peers),
         long=long,
     )
 
@@ -86,13 +89,33 @@ def batched(*tensors: Tensor) -> list[Tensor]:
     return [k.unflatten(2, (kh, kw)) for k in _cut(tiles, tensors[4:], (1, 3, 0, 2, 4))]
 
 
-def careful(*tensors: Tensor) -> list[Tensor]:
-    """Both layers folded into one, then all tiles in one product."""
-    weight_in, bias_in, weight_out, bias_out = tensors[:4]
+def _folded(weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Both layers as one, z to a tile's values in order (out, in, taps): its weight and bias."""
     n_out, kh, kw, hidden = weight_out.shape
     rows = weight_out.view(n_out, 1, kh * kw, hidden)
-    fold = torch.matmul(rows, weight_in).flatten(0, 2)
-    bias = (torch.matmul(rows, bias_in.unsqueeze(2)) + bias_out.view(n_out, 1, kh * kw, 1)).flatten()
+    bias = torch.matmul(rows, bias_in.unsqueeze(2)) + bias_out.view(n_out, 1, kh * kw, 1)
+    return torch.matmul(rows, weight_in).flatten(0, 2), bias.flatten()
+
+
+def careful(*tensors: Tensor) -> list[Tensor]:
+    """Both layers folded into one, then all tiles in one product."""
+    weight_in, _, weight_out, _ = tensors[:4]
+    n_out, kh, kw, _ = weight_out.shape
+    fold, bias = _folded(*tensors[:4])
     z = torch.cat([z.flatten(0, 1) for z in tensors[4:]])
     tiles = torch.addmm(bias, z, fold.t()).view(len(z), n_out, weight_in.shape[0], kh * kw)
     return [k.unflatten(2, (kh, kw)) for k in _cut(tiles, tensors[4:], (1, 2, 0, 3, 4))]
+
+
+def _hypnettorch(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Its chunked network with the folded layer. A yardstick: chunks fill each kernel's memory in order, tile or not."""
+    from hypnettorch.hnets.chunked_mlp_hnet import ChunkedHMLP
+
+    (inputs, _, size), (outputs, kh, kw, _) = tensors[0].shape, tensors[2].shape
+    shapes = [[z.shape[0] * outputs, z.shape[1] * inputs, kh, kw] for z in tensors[4:]]
+    network = ChunkedHMLP(
+        shapes, outputs * inputs * kh * kw, chunk_emb_size=size, cond_chunk_embs=True, cond_in_size=0, layers=(),
+        no_uncond_weights=True, no_cond_weights=True, verbose=False,
+    )  # fmt: skip
+    z = torch.cat([z.flatten(0, 1) for z in tensors[4:]])
+    return tuple(network(cond_id=0, weights={"uncond_weights": [*_folded(*tensors[:4])], "cond_weights": [z]}))

@@ -129,11 +129,23 @@ def test_07_08_any_size(steps, batch, inputs, hidden, hyper, embedding, previous
     close(ours, expected)
 
 
-def test_long_sequence():
-    """T = 4097, past many chunks."""
-    tensors = flat_inputs((2, 3, 4, 2, 2), F64, steps=4097)
-    ours, expected = (run_packed(b, tensors, None, Options(), None) for b in ("cpp", "reference"))
-    close(ours, expected)
+def test_long_sequence(long_run):
+    """T = 4097, past many chunks, equals pieces of it; in a long run also the reference, whose backward takes long."""
+    tensors, batch = flat_inputs((2, 3, 4, 2, 2), F64, steps=4097), 2
+    tensors = [t.requires_grad_() for t in tensors]
+    x, state, *weights = grouped(tensors)
+    pieces = []
+    for rows in x.split(64 * batch):
+        outputs = hyper_lstm(rows, state, *weights)
+        h, c, hyper_h, hyper_c = (t[-batch:] for t in outputs)
+        state = HyperState(LSTMState(h, c), LSTMState(hyper_h, hyper_c))
+        pieces.append(together(outputs))
+    y = torch.cat(pieces)
+    gy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    whole = run_packed("cpp", tensors, None, Options(), None)
+    close(whole, [y, *torch.autograd.grad(y, tensors, gy)])
+    if long_run:
+        close(whole, run_packed("reference", tensors, None, Options(), None))
 
 
 @pytest.mark.parametrize("dtype", LOW)
