@@ -46,10 +46,11 @@ def _add_input(acc, value, weight, INPUT, OUT: tl.constexpr, IN: tl.constexpr, P
 def _start(theta_at, extra_at, EXTRAS, ROWS: tl.constexpr, AXES: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
            WEIGHT: tl.constexpr, BIAS: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
     """[ROWS, PAD[1]]: the first layer's bias, and what extra adds to every point."""
-    acc = tl.zeros((ROWS, PAD[1]), tl.float32) + _biases(theta_at + BIAS[0], 0, W[1], PAD[1], HAS_BIAS[0])
+    OUT: tl.constexpr = PAD[1]  # Triton 3.6 takes no PAD[1] in a shape
+    acc = tl.zeros((ROWS, OUT), tl.float32) + _biases(theta_at + BIAS[0], 0, W[1], OUT, HAS_BIAS[0])
     for e in range(0, EXTRAS):
         value = tl.load(extra_at + e)
-        acc = _add_input(acc, value, theta_at + WEIGHT[0], AXES + e, W[1], W[0], PAD[1])
+        acc = _add_input(acc, value, theta_at + WEIGHT[0], AXES + e, W[1], W[0], OUT)
     return acc
 
 
@@ -152,12 +153,13 @@ def render_kernel(
     first_column = (tl.program_id(0) % tiles_x) * TILE
     i = first_row + tl.arange(0, ROWS) // TILE
     j = first_column + tl.arange(0, ROWS) % TILE
-    o = tl.arange(0, PAD[S])
+    OUT: tl.constexpr = PAD[S]  # Triton 3.6 takes no PAD[S] in a shape
+    o = tl.arange(0, OUT)
     on_image = (i < HEIGHT) & (j < WIDTH)
     pixel = i.to(tl.int64) * WIDTH + j
     image_at = image + o.to(tl.int64)[None, :] * HEIGHT * WIDTH + pixel[:, None]
     inside_image = on_image[:, None] & (o < W[S])[None, :]
-    acc = tl.zeros((ROWS, PAD[S]), tl.float32)
+    acc = tl.zeros((ROWS, OUT), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     if BEFORE != 0:
         acc += tl.load(image_at, inside_image, 0.0)

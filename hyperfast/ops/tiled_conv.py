@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import backends, native
 from ..reference import tiled_conv as reference
 from ..reference.tiled_conv import Generator
-from .checks import autocast, check_size, check_tensor, check_together
+from .checks import FLOATING, autocast, check_size, check_tensor, check_together
 
 backends.register("assemble_kernels", "cpp", "triton")
 
@@ -78,9 +78,6 @@ def assemble_kernels(
 def _check(zs: Sequence[Tensor], g: Generator) -> None:
     if isinstance(zs, Tensor) or not isinstance(zs, Sequence):
         raise TypeError(f"zs must be a sequence of tensors [rows,cols,Z]; got {type(zs).__name__}")
-    named = {f"zs[{i}]": z for i, z in enumerate(zs)}
-    for name, z in named.items():
-        check_tensor(name, z, (3,), "[rows,cols,Z]")
     for name, weight in g._asdict().items():
         check_tensor(name, weight, (_SHAPES[name].count(",") + 1,), _SHAPES[name])
     n_in, d, embedding = g.weight_in.shape
@@ -89,11 +86,16 @@ def _check(zs: Sequence[Tensor], g: Generator) -> None:
     check_size("weight_out", g.weight_out, 3, d, "weight_in's d")
     for dim, size in enumerate(g.weight_out.shape[:3]):
         check_size("bias_out", g.bias_out, dim, size, "weight_out's")
-    for name, z in named.items():
-        check_size(name, z, 2, embedding, "weight_in's Z")
-    check_together(**named, **g._asdict())
-    for what, dtypes in (("zs", {z.dtype for z in zs}), ("weights", {w.dtype for w in g})):
-        if len(dtypes) > 1:
+    # A model has dozens of kernels, and a call takes a millisecond: names are made of what may be wrong alone.
+    for i, z in enumerate(zs):
+        if not isinstance(z, Tensor) or z.dim() != 3 or z.shape[2] != embedding or z.dtype not in FLOATING:
+            check_tensor(f"zs[{i}]", z, (3,), "[rows,cols,Z]")
+            check_size(f"zs[{i}]", z, 2, embedding, "weight_in's Z")
+    if len({(t.dtype, t.device) for t in (*zs, *g)}) == 1:
+        return
+    check_together(**{f"zs[{i}]": z for i, z in enumerate(zs)}, **g._asdict())
+    for what, tensors in (("zs", zs), ("weights", g)):
+        if len(dtypes := {t.dtype for t in tensors}) > 1:
             raise TypeError(f"all {what} must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
 
 
@@ -117,9 +119,12 @@ class TiledConv(torch.autograd.Function):
     def forward(chosen, penalty, *tensors):
         weights, zs = list(tensors[:_WEIGHTS]), list(tensors[_WEIGHTS:])
         flat, squares = getattr(torch.ops.hyperfast, f"tiled_conv_{chosen}")(zs, weights, penalty)
-        shapes = kernel_shapes(zs, weights)
-        parts = flat.split([math.prod(shape) for shape in shapes]) if shapes else ()
-        return *(part.view(shape) for part, shape in zip(parts, shapes, strict=True)), squares
+        kernels, at = [], 0
+        for out, inputs, kh, kw in kernel_shapes(zs, weights):
+            strides = inputs * kh * kw, kh * kw, kw, 1
+            kernels.append(flat.as_strided((out, inputs, kh, kw), strides, at))
+            at += out * strides[0]
+        return *kernels, squares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -227,7 +232,7 @@ def _sample(args: tuple, in_dims: tuple, i: int) -> list:
 def kernel_shapes(zs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
     """[out, in, kh, kw] of each kernel."""
     n_in, (n_out, kh, kw) = weights[0].shape[0], weights[2].shape[:3]
-    return [(z.shape[1] * n_out, z.shape[0] * n_in, kh, kw) for z in zs]
+    return [(cols * n_out, rows * n_in, kh, kw) for rows, cols, _ in (z.shape for z in zs)]
 
 
 def _fake(zs, weights, penalty):
