@@ -89,11 +89,12 @@ PRESETS = {
     "paper": _PAPER,
     # 2,000 faces of Labeled Faces in the Wild stand in for CelebA's 202,599.
     "lfw": replace(
-        _PAPER, data="lfw_subset2000", held_out=200, points=512, mirrored=True, steps=6_000, validate_every=500,
+        _PAPER, data="lfw_subset2000", held_out=200, points=512, mirrored=True, branch_width=64, batch=16, steps=5_000,
+        learning_rate=3e-3, validate_every=500,
     ),
     # Shows in two minutes that all works, on drawn faces.
     "small": replace(
         _PAPER, data="embedded", side=32, held_out=100, points=256, width=8, branch_width=32, batch=16, steps=800,
-        validate_every=200, checkpoint_every=200, evaluation=Evaluation(pairs=50),
+        learning_rate=3e-3, validate_every=200, checkpoint_every=200, evaluation=Evaluation(pairs=50),
     ),
 }  # fmt: skip
