@@ -178,7 +178,7 @@ def test_the_real_subset():
     root = real_data_root()
     if root is None or not (root / "lfw_subset2000").is_dir():
         return  # the layout, an archive in a folder, is tested above with made-up pictures
-    read = load_faces("lfw_subset2000", root, 900, 8, pictures=10)
+    read = load_faces("lfw_subset2000", root, 20, 8, pictures=10)
     assert read.title.startswith("lfw_subset2000: 2,000 pictures")
     assert read.train.shape == (10, 3, 8, 8)
     assert 60 < read.test.float().mean() < 180
