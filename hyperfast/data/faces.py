@@ -67,6 +67,7 @@ def load_faces(
     if name == EMBEDDED:
         drawn = draw_faces(_DRAWN, side, _SEED)
         train, validation, test = _at_random([str(i) for i in range(_DRAWN)], held_out, "the drawn faces")
+        progress(_DRAWN, _DRAWN)
         return Faces(drawn[train[:pictures]], drawn[validation], drawn[test], f"{_DRAWN:,} drawn faces")
     files, folders = _files(named_set(name, root))
     chosen = [i for i, file in enumerate(files.names) if _CELEBA in PurePosixPath(file).parts]
