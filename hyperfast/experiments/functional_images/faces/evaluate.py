@@ -80,8 +80,8 @@ def _print(table: list[dict[str, Any]], pairs: int, mean_picture: float) -> None
     from rich.table import Table
 
     shown_columns = {
-        "path": "path between", "distance_ends": "ends", "distance_middle": "middle", "distance_path": "all between",
-        "detail_middle": "detail in the middle", "nearer": "nearer than weights",
+        "path": "path of", "distance_ends": "ends", "distance_middle": "middle", "distance_path": "between",
+        "detail_middle": "detail", "nearer": "nearer",
     }  # fmt: skip
     printed = Table(title=f"RMS distance to the nearest training picture, {pairs} pairs")
     for heading in shown_columns.values():
@@ -94,4 +94,8 @@ def _print(table: list[dict[str, Any]], pairs: int, mean_picture: float) -> None
         ))  # fmt: skip
     console = Console()
     console.print(printed)
-    console.print(f"the mean training picture: {mean_picture:.4f} (a blurred face is near to all)", highlight=False)
+    told = (
+        f"The mean training picture's distance is {mean_picture:.4f}: blurred pictures are near to many.",
+        "detail: of the middle, beside that of the ends. nearer: pairs whose middle is nearer than that of the weights.",
+    )
+    console.print("\n".join(told), highlight=False)
