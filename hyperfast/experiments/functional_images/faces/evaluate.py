@@ -92,10 +92,8 @@ def _print(table: list[dict[str, Any]], pairs: int, mean_picture: float) -> None
             row[name] if name == "path" else f"{row[name]:.0%}" if name in percent else f"{row[name]:.4f}"
             for name in shown_columns
         ))  # fmt: skip
-    console = Console()
-    console.print(printed)
-    told = (
-        f"The mean training picture's distance is {mean_picture:.4f}: blurred pictures are near to many.",
-        "detail: of the middle, beside that of the ends. nearer: pairs whose middle is nearer than that of the weights.",
+    Console().print(printed)
+    print(
+        f"The mean training picture's distance is {mean_picture:.4f}: blurred pictures are near to many.\n"
+        "detail: of the middle, beside that of the ends. nearer: pairs whose middle is nearer than that of the weights."
     )
-    console.print("\n".join(told), highlight=False)
