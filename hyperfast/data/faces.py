@@ -1,4 +1,4 @@
-"""Pictures of faces in three parts: CelebA, Labeled Faces in the Wild, any folder or archive of pictures, drawn ones."""
+"""Faces in three parts: CelebA, Labeled Faces in the Wild, any folder or archive of pictures, drawn ones."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_faces(
 
 
 def framed(picture: Picture, side: int, crop: int) -> Tensor:
-    """[3,side,side] uint8: the central square of `crop` pixels, or the largest that there is, resized with antialiasing.
+    """[3,side,side] uint8: the central square of `crop` pixels, or the largest there is, resized with antialiasing.
 
     Grey becomes RGB, 16 bits become 8; what is transparent lies over white.
     """
@@ -172,8 +172,8 @@ def _at_random(names: Sequence[str], held_out: int, source: str) -> _Parts:
         part.extend(everyone[which])
     if not parts[0]:
         raise ValueError(
-            f"{source} has {len(names)} pictures of {len(everyone)} persons; more were expected, {held_out} each are held "
-            "out for validation and test (held_out)"
+            f"{source} has {len(names)} pictures of {len(everyone)} persons; more were expected, {held_out} each are "
+            "held out for validation and test (held_out)"
         )
     return parts
 

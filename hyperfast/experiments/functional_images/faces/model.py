@@ -12,7 +12,7 @@ from .config import Config
 
 
 class FaceFunctions(nn.Module):
-    """theta = H(picture); the colour at (y, x) is T(y, x; theta), y and x in [-1,1], pixel centres between the edges."""
+    """theta = H(picture); the colour at (y, x) is T(y, x; theta), y and x in [-1,1], -1 and 1 at the edges."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def between(model: FaceFunctions, pictures: Tensor, steps: int) -> Paths:
 
 @torch.no_grad()
 def by_layers(model: FaceFunctions, pair: Tensor, steps: int) -> Tensor:
-    """[L,T,3,S,S]: row i, from 0, changes the weights of the first i + 1 of L layers, from the pair's first to its second."""
+    """[L,T,3,S,S]: row i, from 0, leads from the pair's first to its second in the first i + 1 of L layers alone."""
     device = next(model.parameters()).device
     first, second = model.hypernetwork(in_unit(pair, device))
     t = torch.linspace(0, 1, steps, device=device).view(-1, 1)
@@ -137,7 +137,7 @@ def rows(measured: Measured, steps: int) -> list[dict[str, Any]]:
 
 
 def summary(measured: Measured) -> list[dict[str, Any]]:
-    """A row for each kind of path: means over the pairs; of an even number of steps the middle is that of the two there.
+    """A row for each kind of path: means over the pairs; the middle of an even number of steps is the two there.
 
     `beside_weights`: the mean over pairs of distance_middle less that of the path of weights, and its standard error;
     `nearer`: the share of pairs where this path's middle is nearer to a real picture than that of the path of weights.
@@ -161,7 +161,7 @@ def summary(measured: Measured) -> list[dict[str, Any]]:
 
 
 def pairs_of(pictures: Tensor, settings: Evaluation) -> Tensor:
-    """The pictures of the first settings.pairs pairs, fewer where there are not so many. ValueError where there is none."""
+    """The pictures of the first settings.pairs pairs, or as many as there are. Raises ValueError where there is none."""
     if len(pictures) < 2:
         raise ValueError(f"a path needs two test pictures; there are {len(pictures)}")
     return pictures[: min(settings.pairs, len(pictures) // 2) * 2]
