@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hyperfast.data.cifar import CLASSES, TEST_BATCH, TRAIN_BATCHES
+from hyperfast.data.drawn_faces import draw_faces
 from hyperfast.data.mnist import FILES
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -140,3 +141,13 @@ def write_cifar_images(folder: Path, suffix: str = ".png", a_part: int = 20) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(path)
     return parts
+
+
+def write_faces(folder: Path, count: int = 12, size: tuple[int, int] = (40, 36)) -> list[np.ndarray]:
+    """Pictures 000001.png, ... of drawn faces, as CelebA numbers them; their pixels [H,W,3] uint8."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, cols = size
+    faces = draw_faces(count, max(size), 1).numpy().transpose(0, 2, 3, 1)[:, :rows, :cols]
+    for number, face in enumerate(faces, 1):
+        Image.fromarray(np.ascontiguousarray(face)).save(folder / f"{number:06}.png")
+    return list(faces)

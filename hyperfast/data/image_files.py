@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,6 @@ class PictureFiles(Sequence[Picture]):
             return read_picture(self.path / self._prefix / name)
         try:
             content = self._archive.read(self._prefix + name)
-        except zipfile.BadZipFile as problem:
-            raise ValueError(f"{self.path}: {name} is damaged: {problem}") from problem
+        except (*_DAMAGED, NotImplementedError, RuntimeError) as problem:  # the last two: how it is packed, a password
+            raise ValueError(f"{self.path}: {name} cannot be read: {problem}") from problem
         return read_picture(content, f"{self.path}: {name}")

@@ -40,3 +40,20 @@ def dataset_folder(name: str, files: Sequence[str], root: str | Path | None = No
         f"{name}: {', '.join(missing)} not found in {nearest}. The files {', '.join(files)} were expected in "
         f"{places[0]} or in {places[1]}; put them there, or {HOW}"
     )
+
+
+def named_set(name: str, root: str | Path | None = None, within: str = "") -> Path:
+    """A folder or zip archive of that name, in any case, in the root, or before that in its folder `within`.
+
+    Raises FileNotFoundError that says where it was looked for.
+    """
+    base = data_root(root)
+    folders = [base / within, base] if within else [base]
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.stem.lower() == name.lower() and (path.is_dir() or path.suffix.lower() == ".zip"):
+                return path
+    places = " or ".join(map(str, folders))
+    raise FileNotFoundError(
+        f"{name}: neither a folder {name}/ nor {name}.zip was found in {places}; put it there, or {HOW}"
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .bicubic import resize_bicubic
 from .image_files import PictureFiles
-from .root import HOW, data_root
+from .root import named_set
 
 _FOLDER = "super_resolution"
 
@@ -29,14 +29,7 @@ def find_set(name: str, root: str | Path | None = None) -> Path:
 
     Raises FileNotFoundError that says where it was looked for.
     """
-    base = data_root(root)
-    for folder in (base / _FOLDER, base):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.stem.lower() == name.lower() and (path.is_dir() or path.suffix.lower() == ".zip"):
-                return path
-    raise FileNotFoundError(
-        f"{name}: neither a folder {name}/ nor {name}.zip was found in {base / _FOLDER} or {base}; put it there, or {HOW}"
-    )
+    return named_set(name, root, _FOLDER)
 
 
 def load_pairs(name: str, scale: float, root: str | Path | None = None) -> Iterator[Pair]:

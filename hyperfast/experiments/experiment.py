@@ -18,6 +18,7 @@ _REGISTRY = {
     "diverse_networks/mnfg": "hyperfast.experiments.diverse_networks.mnfg",
     "diverse_networks/mnist": "hyperfast.experiments.diverse_networks.mnist",
     "diverse_networks/toy": "hyperfast.experiments.diverse_networks.toy",
+    "functional_images/faces": "hyperfast.experiments.functional_images.faces",
     "functional_images/super_resolution": "hyperfast.experiments.functional_images.super_resolution",
     "functional_images/shapes": "hyperfast.experiments.functional_images.shapes",
     "hypergan/cifar10": "hyperfast.experiments.hypergan.cifar10",

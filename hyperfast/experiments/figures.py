@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,30 @@ def save_png(drawn: Figure, path: Path, svg: bool = False) -> Path:
         drawn.savefig(scratch, format=target.suffix[1:], dpi=130)
         os.replace(scratch, target)
     return path
+
+
+def show_picture(axes: Axes, picture: Tensor, title: str = "") -> None:
+    """A picture [3,H,W] in [0,1], RGB, every pixel a square."""
+    axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axes.set_title(title, fontsize=8)
+    axes.axis("off")
+
+
+def picture_rows(rows: Sequence[Sequence[Tensor]], titles: Sequence[str] = (), size: float = 1.2) -> Figure:
+    """Pictures [3,H,W] in rows and columns, each `size` inches wide. titles: of the columns."""
+    from matplotlib.figure import Figure
+
+    wide = max(map(len, rows))
+    drawn = Figure(figsize=(size * wide, (size + 0.05) * len(rows) + 0.2 * bool(titles)), layout="constrained")
+    grid = drawn.subplots(len(rows), wide, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, row in zip(grid, rows, strict=True):
+        for axes, picture in zip(line, row, strict=False):
+            show_picture(axes, picture)
+    for axes, title in zip(grid[0], titles, strict=False):
+        axes.set_title(title, fontsize=8)
+    return drawn
 
 
 def accuracy_histogram(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
 import signal
 import threading
@@ -49,13 +50,23 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
-def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -> torch.Tensor:
-    """One step down the loss, its gradient scaled to a norm of at most `clip`; the norm before."""
+def descend(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float, rate: float | None = None
+) -> torch.Tensor:
+    """One step down the loss, its gradient scaled to a norm of at most `clip`; the norm before. rate: of learning, from now."""
+    if rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return norm
+
+
+def half_cosine(first: float, last: float, share: float) -> float:
+    """From `first` at a share of 0 down to `last` at 1 and beyond."""
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * min(1, share)))
 
 
 @contextlib.contextmanager
@@ -120,6 +131,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
+def read_columns(path: Path, *names: str) -> list[list[float]]:
+    """Columns of a CSV file; empty where there is none."""
+    rows = read_table(path) if path.exists() else []
+    return [[float(row[name]) for row in rows] for name in names]
+
+
 class ProgressBar:
     """A context manager: rich's bar over `total` steps; `shows` formats the values given, as "loss {loss:.2f}"."""
 
@@ -139,6 +156,10 @@ class ProgressBar:
 
     def __exit__(self, *problem: object) -> None:
         self._bar.stop()
+
+    def resize(self, total: int) -> None:
+        """Where the number of steps was not known before."""
+        self._bar.update(self._task, total=total)
 
     def update(self, done: int, **values: float) -> None:
         self._bar.update(self._task, completed=done)

@@ -16,6 +16,15 @@ from ..ops.checks import check_size, check_tensor
 VARIATION = 0.3
 
 
+def layers_of(net: TargetNet) -> list[slice]:
+    """The columns of theta that each layer has, in order: a weight and the bias that follows it."""
+    places: dict[str, slice] = {}
+    for entry in net.plan.layout:
+        name = entry.name.rpartition(".")[0]
+        places[name] = slice(places.get(name, entry.place).start, entry.place.stop)
+    return list(places.values())
+
+
 def _layer(*convolutions: nn.Module, channels: int) -> nn.Sequential:
     return nn.Sequential(*convolutions, nn.BatchNorm2d(channels), nn.ReLU())
 
@@ -119,15 +128,11 @@ class BranchedHypernetwork(nn.Module):
                 f"in_channels, branch_width and size must be positive; got {in_channels}, {branch_width}, {size}"
             )
         self.in_channels, self.size = in_channels, tuple(size)
-        entries: dict[str, list] = {}
-        for entry in net.plan.layout:
-            entries.setdefault(entry.name.rpartition(".")[0], []).append(entry)
+        layers = layers_of(net)
         self.trunk = Trunk(in_channels, width, branch_width)
         half = (-(-size[0] // 2), -(-size[1] // 2))
-        self.branches = nn.ModuleList(Branch(branch_width, half) for _ in entries)
-        self.weights = nn.ModuleList(
-            nn.Linear(branch_width, sum(e.place.stop - e.place.start for e in layer)) for layer in entries.values()
-        )
+        self.branches = nn.ModuleList(Branch(branch_width, half) for _ in layers)
+        self.weights = nn.ModuleList(nn.Linear(branch_width, place.stop - place.start) for place in layers)
         self.register_buffer("unit", torch.empty(net.num_weights), persistent=False)
         self._start(net)
 

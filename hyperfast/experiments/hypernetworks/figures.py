@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..figures import save_png
 from ..loop import SECONDS
-from ..training import read_table
+from ..training import read_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,9 @@ def loss_curves(runs: Sequence[Path], metric: str, label: str, path: Path) -> Pa
     drawn = Figure(figsize=(9, 3.2), layout="constrained")
     by_step, by_time = drawn.subplots(1, 2, sharey=True)
     for number, run in enumerate(runs):
-        timed, seconds = _columns(run / SECONDS, "step", "seconds")
+        timed, seconds = read_columns(run / SECONDS, "step", "seconds")
         for file, style in (("metrics.csv", {"linewidth": 0.5, "alpha": 0.5}), ("validation.csv", {"label": run.name})):
-            steps, values = _columns(run / file, "step", metric)
+            steps, values = read_columns(run / file, "step", metric)
             by_step.plot(steps, values, color=f"C{number}", **style)
             if len(timed):
                 by_time.plot(np.interp(steps, timed, seconds) / 3600, values, color=f"C{number}", **style)
@@ -40,12 +40,6 @@ def loss_curves(runs: Sequence[Path], metric: str, label: str, path: Path) -> Pa
     by_time.set(xlabel="hours of training")
     by_step.legend()
     return save_png(drawn, path)
-
-
-def _columns(path: Path, *names: str) -> list[np.ndarray]:
-    """Columns of a CSV file; empty where there is none."""
-    rows = read_table(path) if path.exists() else []
-    return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
 def strip(axes: Axes, changes: Tensor) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...figures import MANY, ONE, figure, save_png
-from ...training import read_table
+from ...figures import ONE, save_png
+from ..figures import training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 FIGURES = ("shapes", "interpolation", "training")
 _POINTS = "#1f5fa8"
-_CURVES = (("metrics.csv", "loss"), ("validation.csv", "cross_entropy"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def draw(names: tuple[str, ...], drawn: Drawn, run: Path, out: Path) -> list[Pat
     if "interpolation" in names and len(drawn.between):
         found["interpolation"] = interpolation(drawn)
     if "training" in names and (run / "metrics.csv").exists():
-        found["training"] = training(run)
+        found["training"] = training(run, "loss", "cross_entropy", "cross-entropy, nats")
     return [save_png(picture, out / f"{name}.png") for name, picture in found.items()]
 
 
@@ -82,20 +81,3 @@ def interpolation(drawn: Drawn) -> Figure:
         axes.scatter(*points.T.numpy(), s=1.5, color=_POINTS)
         _frame(axes)
     return picture
-
-
-def training(run: Path) -> Figure:
-    """Cross-entropy of the batches and of the validation pictures against the step."""
-    picture, axes = figure()
-    batches, validation = (_columns(run / file, name) for file, name in _CURVES)
-    axes.plot(*batches, color=MANY, linewidth=0.7, label="batches")
-    axes.plot(*validation, color=ONE, marker="o", markersize=3, label="validation")
-    axes.set(xlabel="step", ylabel="cross-entropy, nats")
-    axes.legend()
-    return picture
-
-
-def _columns(path: Path, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a CSV file; empty where there is none."""
-    rows = read_table(path) if path.exists() else []
-    return [float(row["step"]) for row in rows], [float(row[name]) for row in rows]

@@ -95,9 +95,7 @@ def train_step(
     z = circle(torch.rand(config.points, generator=draws)).to(device)
     loss = cross_entropy(chosen, net(z, hypernetwork(chosen)), config.sigma).mean()
     rate = config.learning_rate_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    norm = descend(hypernetwork, optimizer, loss, config.clip)
+    norm = descend(hypernetwork, optimizer, loss, config.clip, rate)
     return dict(zip(METRICS, (loss.detach(), norm, rate), strict=True))
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...figures import MANY, ONE, figure, save_png
+from ...figures import MANY, ONE, figure, picture_rows, save_png, show_picture
 from ...training import read_table
 from .metrics import luma
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURES = ("pictures", "stretched", "filled", "training")
@@ -51,12 +50,6 @@ def draw(
     return [save_png(picture, out / f"{name}.png") for name, picture in found.items()]
 
 
-def _show(axes: Axes, picture: Tensor, title: str) -> None:
-    axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-    axes.set_title(title, fontsize=8)
-    axes.axis("off")
-
-
 def pictures(compared: Sequence[Compared]) -> Figure:
     """Low resolution, bicubic, ours, the original, and where ours errs: |difference| of luma."""
     from matplotlib.figure import Figure
@@ -65,7 +58,7 @@ def pictures(compared: Sequence[Compared]) -> Figure:
     for line, c in zip(drawn.subplots(len(compared), 5, squeeze=False), compared, strict=True):
         parts = {"low resolution": c.low, "bicubic": c.bicubic, "ours": c.ours, "original": c.high}
         for axes, (title, picture) in zip(line, parts.items(), strict=False):
-            _show(axes, picture, f"{c.name}, {title}" + (f" ×{c.scale:g}" if title == "ours" else ""))
+            show_picture(axes, picture, f"{c.name}, {title}" + (f" ×{c.scale:g}" if title == "ours" else ""))
         shown = line[4].imshow((luma(c.ours) - luma(c.high)).abs().numpy(), cmap="magma", vmin=0, vmax=60)
         line[4].set_title("error of ours, levels of 255", fontsize=8)
         line[4].axis("off")
@@ -74,12 +67,7 @@ def pictures(compared: Sequence[Compared]) -> Figure:
 
 
 def _side_by_side(parts: dict[str, Tensor]) -> Figure:
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(3.4 * len(parts), 3.6), layout="constrained")
-    for axes, (title, picture) in zip(drawn.subplots(1, len(parts), squeeze=False)[0], parts.items(), strict=True):
-        _show(axes, picture, title)
-    return drawn
+    return picture_rows([list(parts.values())], list(parts), 3.4)
 
 
 def training(run: Path) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ....models import FunctionalImage
 from ... import checkpoint
 from ...loop import Training, report
 from ...loop import run as run_loop
-from ...training import descend, generator_at, seeded
+from ...training import descend, generator_at, half_cosine, seeded
 from .config import MAY_DIFFER, NAME, Config
 from .metrics import psnr
 from .patches import Pair, Patches, pair_of, read_training
@@ -32,12 +31,6 @@ def build(config: Config, device: torch.device) -> tuple[FunctionalImage, torch.
     return model, torch.optim.Adam(model.parameters(), config.learning_rate)
 
 
-def learning_rate_at(config: Config, step: int) -> float:
-    """Half a cosine from learning_rate down to final_learning_rate."""
-    share = 0.5 * (1 + math.cos(math.pi * min(1, step / config.steps)))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
-
-
 def train_step(
     config: Config, model: FunctionalImage, optimizer: torch.optim.Optimizer, patches: Patches, step: int
 ) -> dict[str, Tensor | float]:
@@ -47,10 +40,8 @@ def train_step(
     base = batch.base.to(device) if config.predicts == "residual" else None
     y = model(batch.patches.to(device), batch.points.to(device), batch.scale.to(device), base)
     loss = F.mse_loss(y, batch.colours.to(device))
-    rate = learning_rate_at(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    norm = descend(model, optimizer, loss, config.clip)
+    rate = half_cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
+    norm = descend(model, optimizer, loss, config.clip, rate)
     reached = -10 * loss.detach().log10()
     return dict(zip(METRICS, (loss.detach(), reached, norm, rate), strict=True))
 
