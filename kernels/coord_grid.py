@@ -19,7 +19,7 @@ from torch import Tensor
 from hyperfast.plan_steps import ACTIVATE, CLOSE, LINEAR, OPEN, Steps
 from hyperfast.reference.coord_grid import Geometry, Patches, grid_points
 
-from .common import TRITON_TYPES, activate, dot_precision, is_blackwell, power_of_two, unit_columns
+from .common import TRITON_TYPES, activate, dot_precision, is_amd, is_blackwell, power_of_two, unit_columns
 from .coord_grid_chain import chunks, inputs_of, outputs_of, patch_chunks, patch_points, window_weights
 from .target_net import NARROW, MLPConfig, _biases, _through_wide, _whole
 
@@ -260,16 +260,21 @@ class Program:
 
 
 def _grid_config(points: int, dot: torch.dtype) -> MLPConfig:
-    """That of mlp_kernel; in strict float32 with 4 warps, since with 8 ptxas spills 24 bytes on sm_80. Speed not measured."""
+    """That of mlp_kernel; in strict float32 with 4 warps before Blackwell, where 8 spill 24 bytes on sm_80. Speed not measured."""
     config = MLPConfig.for_shape(points, dot)
     strict = dot == torch.float32 and dot_precision(dot) == "ieee"
-    return replace(config, num_warps=4) if strict else config
+    return replace(config, num_warps=4) if strict and not is_blackwell() else config
 
 
-def _render_config(program: Program, dot: torch.dtype) -> MLPConfig:
-    """That of mlp_kernel; 32 points where a residual is kept in 16 bits' kernels on sm_100, where 64 spill 28 bytes."""
-    kept = any(step.kind == OPEN for step in program.steps.steps)
-    return MLPConfig.for_shape(32 if kept and dot != torch.float32 and is_blackwell() else 64, dot)
+def _render_config(dot: torch.dtype) -> MLPConfig:
+    """That of mlp_kernel for 64 points, less where it spills on NVIDIA: strict float32 (up to 16 bytes) and 16 bits on
+    Blackwell (28 to 32) take fewer points, TF32 (4 to 140) one stage. Speed not measured."""
+    config = MLPConfig.for_shape(64, dot)
+    if is_amd():
+        return config
+    if dot != torch.float32:
+        return replace(config, block_rows=32) if is_blackwell() else config
+    return MLPConfig(16, 4, 2) if dot_precision(dot) == "ieee" else replace(config, num_stages=1)
 
 
 def _extras(extra: Tensor | None) -> int:
@@ -357,7 +362,7 @@ def grid_render(
 def _render(theta: Tensor, extra: Tensor | None, stored: Tensor, patches: Patches, image: Tensor, total: Tensor,
             geometry: Geometry, program: Program, fused: bool, before: bool, last: bool) -> None:  # fmt: skip
     """One launch of render_kernel over the whole image."""
-    config = _render_config(program, theta.dtype)
+    config = _render_config(theta.dtype)
     height, width = total.shape
     # Pixels from a patch's corner to u = 0 and to v = 0.
     zero = torch.stack([-patches.starts[:, 0] / geometry.step_u, -patches.starts[:, 1] / geometry.step_v], 1)

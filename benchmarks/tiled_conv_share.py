@@ -1,6 +1,6 @@
 """What generated kernels cost in a network: their part of a training step, and of the inference of one image.
 
-    python -m hyperfast.benchmarks.kernels_share [--json FILE]
+    python -m hyperfast.benchmarks.tiled_conv_share [--json FILE]
 
 WRN 40-1 and 40-2 with all kernels generated (Ha, Dai and Le, section 4.2): assembling them with the penalty and
 backward beside a whole training step on 128 images, and assembling them beside a whole forward of one image. Both are
