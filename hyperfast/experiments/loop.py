@@ -111,6 +111,7 @@ def run(
                 saved = step
             after_step(step)
         save(path)
+    ranks.meet()  # where a rank goes on from here, the checkpoint is there
     return step
 
 

@@ -119,6 +119,11 @@ def any_of(flag: bool) -> bool:
     return flag if count() == 1 else average(torch.tensor(float(flag))).item() > 0
 
 
+def meet() -> None:
+    """Returns once every rank has come here."""
+    any_of(False)
+
+
 def from_first(names: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
     """The values of these names that measure() gives on the first rank, which works alone while the others wait."""
     if count() == 1:
@@ -174,10 +179,10 @@ def gathered(mine: Tensor, dim: int = 0) -> Tensor:
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
-        every = mine.new_empty(count() * len(mine), *mine.shape[1:])
+        every = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(count())]
         with losses():
-            dist.all_gather_into_tensor(every, mine.contiguous(), group=_group)
-        return every
+            dist.all_gather(every, mine.contiguous(), group=_group)
+        return torch.cat(every)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

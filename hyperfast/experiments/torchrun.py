@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,9 @@ def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) ->
     try:
         with ranks.sharing(dist.group.WORLD):
             work(dist.group.WORLD, device)
+    except ConnectionError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; they shall say why first
+        raise
     finally:
         gc.collect()  # what holds the group in a cycle, for the same reason
         dist.destroy_process_group()
