@@ -1,6 +1,7 @@
 """Every experiment's training in two steps, on tiny data and tiny networks."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 from made_up import digits
@@ -11,6 +12,7 @@ from hyperfast.experiments.diverse_networks.mnist import train as mnist
 from hyperfast.experiments.diverse_networks.toy import train as toy
 from hyperfast.experiments.functional_images.shapes import train as shapes
 from hyperfast.experiments.functional_images.super_resolution import train as super_resolution
+from hyperfast.experiments.functional_images.super_resolution.patches import Batch, Patches
 from hyperfast.experiments.hypergan import mnist as hypergan_mnist
 from hyperfast.experiments.hypergan import train as hypergan
 from hyperfast.experiments.hypergan.config import Baseline
@@ -101,12 +103,28 @@ def train_classifier(out, task, images, **settings):
     task.train(config, some_parts(images), out, CPU)
 
 
+def doubled(build):
+    """build(config, device) with a model in float64: of functional_images' deep hypernetworks two steps round too much."""
+
+    def build_doubled(config, device):
+        *net, model, optimizer = build(config, device)
+        return *net, model.double(), optimizer
+
+    return build_doubled
+
+
 def train_shapes(out):
     config = shapes.Config(
         data="embedded", points=20, sigma=0.05, width=4, branch_width=8, batch=4, steps=2, learning_rate=0.01, **VALIDATED
     )  # fmt: skip
-    pictures = torch.rand(40, 1, 8, 8, generator=generator_at(2, 2))
-    shapes.train(config, shapes.Pictures(pictures[:20], pictures[20:30], pictures[30:]), out, CPU)
+    pictures = torch.rand(40, 1, 8, 8, generator=generator_at(2, 2), dtype=torch.float64)
+    parts = shapes.Pictures(pictures[:20], pictures[20:30], pictures[30:])
+    circle, pixels = shapes.circle, shapes.pixels
+    with patch.multiple(
+        shapes, build=doubled(shapes.build), circle=lambda turns: circle(turns.double()),
+        pixels=lambda side, device: pixels(side, device).double(),
+    ):  # fmt: skip
+        shapes.train(config, parts, out, CPU)
 
 
 def train_super_resolution(out, **settings):
@@ -115,7 +133,20 @@ def train_super_resolution(out, **settings):
         **VALIDATED, **settings,
     )  # fmt: skip
     pictures = [torch.randint(0, 256, (3, 30, 24), generator=generator_at(3, i), dtype=torch.uint8) for i in range(3)]
-    super_resolution.train(config, pictures, out, CPU)
+    draw, pair_of = Patches.draw, super_resolution.pair_of
+
+    def pair_doubled(*of):
+        pair = pair_of(*of)
+        return replace(pair, low=pair.low.double(), high=pair.high.double())
+
+    def draw_doubled(patches, draws):
+        return Batch(*(value.double() for value in vars(draw(patches, draws)).values()))
+
+    with (
+        patch.multiple(super_resolution, build=doubled(super_resolution.build), pair_of=pair_doubled),
+        patch.object(Patches, "draw", draw_doubled),
+    ):
+        super_resolution.train(config, pictures, out, CPU)
 
 
 LOOPS = [mnist, mnfg, toy, hypergan, regression, char_lm, handwriting, shapes, super_resolution]

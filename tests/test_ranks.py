@@ -77,7 +77,7 @@ def initial(name, folder, monkeypatch):
     return state, parameters
 
 
-# Eight of float32's: in float64 the same steps differ by 1e-15.
+# Eight of float32's.
 ROUNDING = 2**-21
 
 
@@ -173,6 +173,15 @@ def other_steps(rank, out):
     return small(own, rank, resume=True)
 
 
+def begun_alone(rank, out):
+    """One process's checkpoint, gone on with by two."""
+    if not rank:
+        with ranks.sharing(None):
+            small(out, rank, after_step=lambda step: step == 2 and signal.raise_signal(signal.SIGINT))
+    ranks.meet()
+    return small(out, rank, resume=True)
+
+
 def validated(rank, out):
     """Each rank would measure something else."""
     asked = []
@@ -208,7 +217,7 @@ def batch_norms():
 
 CHECKS = {
     check.__name__: check
-    for check in (uneven, not_shared, not_finite_on_one, stopped_on_one, other_steps, validated, norms)
+    for check in (uneven, not_shared, not_finite_on_one, stopped_on_one, begun_alone, other_steps, validated, norms)
 }
 
 
@@ -221,6 +230,7 @@ def test_20_ranks_agree(work):
             "ValueError: the loss is nan at step 3; there is no checkpoint yet"
         )
         assert found["stopped_on_one"] == ["2", "4", "6"]
+        assert found["begun_alone"] == "6"
         assert found["other_steps"].endswith("must be the same; they are of the steps [1, 2]")
         assert found["norms"] < 1e-5
     assert first["validated"] == ["6", "[1, 1, 1]"]
@@ -229,8 +239,9 @@ def test_20_ranks_agree(work):
 
 def test_the_first_ranks_tables_are_everyones(work):
     folder = work[0].parent
-    losses = [row["loss"] for row in read_table(folder / "stopped_on_one" / "metrics.csv")]
-    assert losses == ["1.5"] + ["1.25"] * 5  # of all four numbers, not of two
+    for name in ("stopped_on_one", "begun_alone"):
+        losses = [row["loss"] for row in read_table(folder / name / "metrics.csv")]
+        assert losses == ["1.5"] + ["1.25"] * 5  # of all four numbers, not of two
     assert checkpoint.load(folder / "stopped_on_one" / loop.CHECKPOINT)[1]["step"] == 6
     assert [row["loss"] for row in read_table(folder / "validated" / "validation.csv")] == ["6", "5", "4"]
     assert checkpoint.load(folder / "validated" / loop.BEST)[1]["step"] == 6

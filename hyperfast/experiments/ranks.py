@@ -67,7 +67,7 @@ def own(everything: T, dim: int = 0) -> T:
 
 
 @contextlib.contextmanager
-def losses() -> Iterator[None]:
+def lost_ranks() -> Iterator[None]:
     """Inside, an error of the communication is a ConnectionError that says what it means."""
     try:
         yield
@@ -88,13 +88,12 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Each parameter's gradient becomes its mean over the ranks; those without one are the same on every rank."""
     if count() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    with losses():
+    moved = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in moved if p.grad is not None])
+    with lost_ranks():
         dist.all_reduce(flat, group=_group)
-    parts = (flat / count()).split([g.numel() for g in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for parameter, part in zip(moved, (flat / count()).split([p.numel() for p in moved]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 @torch.no_grad()
@@ -103,7 +102,7 @@ def average(values: Tensor) -> Tensor:
     if count() == 1:
         return values
     total = values.clone()
-    with losses():
+    with lost_ranks():
         dist.all_reduce(total, group=_group)
     return total / count()
 
@@ -133,7 +132,7 @@ def from_first(names: Sequence[str], measure: Callable[[], Mapping[str, float]])
         with sharing(None):
             found = measure()
         values = torch.tensor([found[name] for name in names], dtype=torch.float64)
-    with losses():
+    with lost_ranks():
         dist.broadcast(values, group=_group, group_src=0)
     return dict(zip(names, values.tolist(), strict=True))
 
@@ -143,11 +142,11 @@ def same(model: nn.Module) -> None:
     """Every rank's model becomes the first's: two machines may round the same initialisation differently."""
     if count() > 1:
         for value in model.state_dict().values():
-            with losses():
+            with lost_ranks():
                 dist.broadcast(value, group=_group, group_src=0)
 
 
-def check_shares(name: str, field: str, value: int | None, step: int) -> None:
+def check_shares(name: str, field: str, value: int, step: int) -> None:
     """Raises ValueError, on all ranks, where `value`, the config's field of that name, has no equal shares, where the
     field is "", and where the ranks don't go on from the same step.
     """
@@ -155,7 +154,6 @@ def check_shares(name: str, field: str, value: int | None, step: int) -> None:
         return
     if not field:
         raise ValueError(f"{name} is trained by one process with these settings; start it without torchrun")
-    assert value is not None
     if value % count():
         raise ValueError(f"config.{field} must be a multiple of the {count()} ranks; got {value}")
     steps = gathered(torch.tensor([step])).tolist()
@@ -180,14 +178,14 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
         every = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(count())]
-        with losses():
+        with lost_ranks():
             dist.all_gather(every, mine.contiguous(), group=_group)
         return torch.cat(every)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        with losses():
+        with lost_ranks():
             dist.all_reduce(total, group=_group)
         return total.chunk(count())[number()]
 
@@ -199,6 +197,6 @@ def nn_entropy(theta: Tensor, dim: float | None = None, p: int = 2, eps: float =
     """
     if count() == 1:
         return ops.nn_entropy(theta, dim, p, eps)
-    with losses():
+    with lost_ranks():
         h = ops.nn_entropy(theta, dim, p, eps, group=_group)
     return h + (count() - 1) * (h - h.detach())
