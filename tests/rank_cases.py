@@ -7,9 +7,13 @@ import torch
 from made_up import digits
 
 from hyperfast.data import Handwriting, Labelled, Parts, Text
+from hyperfast.data.drawn_faces import draw_faces
+from hyperfast.data.faces import Faces
 from hyperfast.experiments.diverse_networks.mnfg import train as mnfg
 from hyperfast.experiments.diverse_networks.mnist import train as mnist
 from hyperfast.experiments.diverse_networks.toy import train as toy
+from hyperfast.experiments.functional_images.faces import model as face_model
+from hyperfast.experiments.functional_images.faces import train as faces
 from hyperfast.experiments.functional_images.shapes import train as shapes
 from hyperfast.experiments.functional_images.super_resolution import train as super_resolution
 from hyperfast.experiments.functional_images.super_resolution.patches import Batch, Patches
@@ -149,7 +153,22 @@ def train_super_resolution(out, **settings):
         super_resolution.train(config, pictures, out, CPU)
 
 
-LOOPS = [mnist, mnfg, toy, hypergan, regression, char_lm, handwriting, shapes, super_resolution]
+def train_faces(out):
+    config = faces.Config(
+        data="faces", side=8, crop=30, held_out=2, points=20, norm="shared", width=4, branch_width=8, batch=4, steps=2,
+        mirrored=True, learning_rate=0.01, **VALIDATED,
+    )  # fmt: skip
+    drawn = Faces(draw_faces(10, 8, 0), draw_faces(2, 8, 1), draw_faces(2, 8, 2), "drawn")
+    in_unit, centres = faces.in_unit, face_model.centres
+    in_unit_doubled = lambda pictures, device: in_unit(pictures, device).double()
+    with (
+        patch.multiple(faces, build=doubled(faces.build), in_unit=in_unit_doubled),
+        patch.object(face_model, "centres", lambda pixels, side: centres(pixels, side).double()),
+    ):
+        faces.train(config, drawn, out, CPU)
+
+
+LOOPS = [mnist, mnfg, toy, hypergan, regression, char_lm, handwriting, shapes, faces, super_resolution]
 CASES = {
     "diverse_networks/mnist": train_mnist,
     "diverse_networks/mnfg": train_mnfg,
@@ -163,6 +182,7 @@ CASES = {
     "hypernetworks/mnist": lambda out: train_classifier(out, CONVOLUTION, (1, 28, 28)),
     "hypernetworks/coordinates": lambda out: train_classifier(out, COORDINATES, (1, 28, 28)),
     "hypernetworks/wrn": lambda out: train_classifier(out, WRN, (3, 8, 8), rates=(0.1,), until=()),
+    "functional_images/faces": train_faces,
     "functional_images/shapes": train_shapes,
     "functional_images/super_resolution": lambda out: train_super_resolution(out, norm="shared", missing=0.4),
     "functional_images/super_resolution, residual": lambda out: train_super_resolution(out, predicts="residual"),
