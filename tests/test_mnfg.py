@@ -101,8 +101,9 @@ def test_log_r_is_a_density_of_z(index):
     )  # fmt: skip
     layer = shaken(MultiplicativeFlows(TargetNet(template), 7, 8)).layers[index]
     z, _, weight, bias = layer.draw(torch.randn(3, layer.noise_size, dtype=torch.float64))
-    found = layer.log_r(z, weight, bias, torch.Generator().manual_seed(5))
-    masks = torch.rand(2, *z.shape, generator=torch.Generator().manual_seed(5)).double().round()
+    masks = layer.masks(3, torch.Generator().manual_seed(5)).double()
+    assert masks.unique().tolist() == [0, 1]
+    found = layer.log_r(z, weight, bias, masks)
     for i in range(3):
         w, c = weight[i], layer.r_reads
         a = torch.tanh(c @ w + bias[i] @ c if layer.is_convolution else w @ c).mean()

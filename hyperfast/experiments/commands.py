@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor
 
 from .. import ensemble
-from . import checkpoint, torchrun
+from . import checkpoint, ranks, torchrun
 from .experiment import Experiment, find, names
 from .training import ProgressBar
 
@@ -44,7 +44,11 @@ def train(arguments: list[str]) -> None:
     })  # fmt: skip
     name = experiment.name if preset == "paper" else f"{experiment.name}-{preset}"
     out = options.out or RUNS / name
-    experiment.train(options.config, out, options.data_root, _device(options.device), options.resume)
+
+    def on_rank(group: Any, device: torch.device) -> None:
+        experiment.train(options.config, out, options.data_root, device, options.resume)
+
+    torchrun.on_ranks(_device(options.device), on_rank)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -130,7 +134,7 @@ def predict(arguments: list[str]) -> None:
     load = experiment.load
 
     def on_rank(group: Any, device: torch.device) -> None:
-        first = torchrun.is_first(group)
+        first = ranks.is_first()
         if first and not options.resume:
             for left in partial.parent.glob(f"{partial.name}*"):
                 left.unlink()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from . import ranks
+
 
 def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) -> None:
-    """work(process group, this rank's device): NCCL and one GPU a rank on CUDA, gloo elsewhere; None without torchrun."""
+    """work(process group, this rank's device), its ranks sharing: one GPU a rank on CUDA; None without torchrun.
+
+    Tensors on GPUs go by NCCL, those on CPUs by gloo.
+    """
     if not dist.is_torchelastic_launched():
         work(None, device)
         return
@@ -24,14 +30,13 @@ def on_ranks(device: torch.device, work: Callable[[Any, torch.device], None]) ->
     if cuda:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        work(dist.group.WORLD, device)
+        with ranks.sharing(dist.group.WORLD):
+            work(dist.group.WORLD, device)
+    except ConnectionError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; they shall say why first
+        raise
     finally:
         gc.collect()  # what holds the group in a cycle, for the same reason
         dist.destroy_process_group()
-
-
-def is_first(group: Any) -> bool:
-    """Whether this rank writes and prints."""
-    return group is None or dist.get_rank(group) == 0

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import ranks
+
 
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """A CPU generator for one step's draws, which depend on the numbers alone: resumed training is the same training."""
@@ -53,15 +55,28 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 def descend(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float, rate: float | None = None
 ) -> torch.Tensor:
-    """One step down the loss, its gradient scaled to a norm of at most `clip`; the norm before. rate: of learning, from now."""
+    """One step down the loss, a mean over ranks, its gradient scaled to a norm of at most `clip`; the norm before. rate: of
+    learning, from now.
+    """
     if rate is not None:
         for group in optimizer.param_groups:
             group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()
+    _differentiate(model, optimizer, loss)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return norm
+
+
+def descend_unclipped(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step down the loss, a mean over ranks."""
+    _differentiate(model, optimizer, loss)
+    optimizer.step()
+
+
+def _differentiate(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    ranks.average_gradients(model.parameters())
 
 
 def half_cosine(first: float, last: float, share: float) -> float:
@@ -71,10 +86,11 @@ def half_cosine(first: float, last: float, share: float) -> float:
 
 @contextlib.contextmanager
 def stop_between_steps() -> Iterator[Callable[[], bool]]:
-    """Yields asked(): whether Ctrl-C was pressed. The loop looks between steps, where model and optimizer agree.
+    """Yields asked(): whether Ctrl-C was pressed, or SIGTERM came. The loop looks between steps, where model and optimizer
+    agree.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python takes no signals,
-    asked() is always False.
+    A second one ends the process at once, Ctrl-C by KeyboardInterrupt. Outside the main thread, where Python takes no
+    signals, asked() is always False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -85,23 +101,27 @@ def stop_between_steps() -> Iterator[Callable[[], bool]]:
         nonlocal pressed
         pressed = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class Table:
     """A CSV file with a column "step" and one row per call of add().
 
     It goes on behind the rows up to `step`, and drops those that a run which was killed wrote after them. last: the
-    values of the row it goes on behind, None where there is none.
+    values of the row it goes on behind, None where there is none. written=False: there is no file.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
-        self.path, self.columns = path, ("step", *columns)
+    def __init__(self, path: Path, columns: Sequence[str], step: int, written: bool = True) -> None:
+        self.path, self.columns, self.last, self.written = path, ("step", *columns), None, written
+        if not written:
+            return
         rows = [row for row in read_table(path) if int(row["step"]) <= step] if step and path.exists() else []
         self.last = {name: float(rows[-1][name]) for name in columns} if rows else None
         scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -113,6 +133,8 @@ class Table:
         os.replace(scratch, path)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.written:
+            return
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow([step, *(_FORMAT.format(values[name]) for name in self.columns[1:])])
 
@@ -168,4 +190,5 @@ class ProgressBar:
 
     def print(self, line: str) -> None:
         """Above the bar."""
-        self._bar.console.print(line, highlight=False)
+        if not self._bar.disable:
+            self._bar.console.print(line, highlight=False)

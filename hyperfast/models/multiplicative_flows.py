@@ -41,17 +41,22 @@ class MultiplicativeFlows(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         return self._draw(noise)[0]
 
-    def draw(self, noise: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(self, noise: Tensor, masks: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(theta [B,P], kl [B] in nats): the weights, and a one-sample bound of their divergence from the prior N(0, 1).
 
             kl = KL(q(W,b|z) || p) + log q(z) - log r(z|W)    E[kl] >= KL(q(W,b) || p)
 
-        generator: of the masks of r's flow.
+        masks: of r's flows, None: new ones.
         """
         theta, drawn = self._draw(noise)
+        masks = self.masks(len(noise)) if masks is None else masks
         return theta, torch.stack(
-            [layer.divergence(*d, generator) for layer, d in zip(self._typed(), drawn, strict=True)]
+            [layer.divergence(*d, m) for layer, d, m in zip(self._typed(), drawn, masks, strict=True)]
         ).sum(0)
+
+    def masks(self, samples: int, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Random masks of each layer's r's flow, [r_steps,samples,size] of zeros and ones, on the generator's device."""
+        return [layer.masks(samples, generator) for layer in self._typed()]
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, list[Drawn]]:
         pieces: list[Tensor] = []
@@ -120,17 +125,20 @@ class _Layer(nn.Module):
         return self.mean * z.unsqueeze(1), self.bias_mean.expand(len(z), -1)
 
     def divergence(
-        self, z: Tensor, log_det: Tensor, weight: Tensor, bias: Tensor, generator: torch.Generator | None = None
+        self, z: Tensor, log_det: Tensor, weight: Tensor, bias: Tensor, masks: Tensor | None = None
     ) -> Tensor:
-        """kl [B] of what draw() returned, see MultiplicativeFlows.draw."""
+        """kl [B] of what draw() returned and r's masks, see MultiplicativeFlows.draw."""
         mean, bias_mean = self._means(z)
         of_weights = gaussian_divergence(mean, self.log_std).sum((1, 2)) + gaussian_divergence(
             bias_mean, self.bias_log_std
         ).sum(1)
         log_q = -0.5 * (math.log(2 * math.pi) + 1 + self.z_log_var).sum() - log_det
-        return of_weights + log_q - self.log_r(z, weight, bias, generator)
+        return of_weights + log_q - self.log_r(z, weight, bias, masks)
 
-    def log_r(self, z: Tensor, weight: Tensor, bias: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def masks(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.rand(self.r_steps, samples, self.size, generator=generator).round()
+
+    def log_r(self, z: Tensor, weight: Tensor, bias: Tensor, masks: Tensor | None = None) -> Tensor:
         """log r(z|W) [B]: flow_r(z) is normal, of mean b_1 mean(a) and log precision b_2 mean(a), a = tanh(c W)."""
         if self.is_convolution:
             read = torch.einsum("boi,o->bi", weight, self.r_reads) + (bias * self.r_reads).sum(1, keepdim=True)
@@ -138,8 +146,8 @@ class _Layer(nn.Module):
             read = torch.einsum("boi,i->bo", weight, self.r_reads)
         hidden = torch.tanh(read).mean(1, keepdim=True)
         mean, log_precision = hidden * self.r_mean, hidden * self.r_log_precision
-        masks = torch.rand(self.r_steps, *z.shape, generator=generator).to(z).round()
-        seen, log_det = self.flow_r(z, masks)
+        masks = self.masks(len(z)) if masks is None else masks
+        seen, log_det = self.flow_r(z, masks.to(z))
         density = log_precision - log_precision.exp() * (seen - mean).square() - math.log(2 * math.pi)
         return 0.5 * density.sum(1) + log_det
 

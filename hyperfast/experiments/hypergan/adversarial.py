@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...models import HyperGAN
 from ...models.hypergan import adversarial_loss, discriminator_loss, moment_distance
+from .. import ranks
 from ..training import generator_at
 from .config import GANConfig
 
@@ -66,6 +67,7 @@ def adversarial_step(
     like = next(model.parameters())
     z = torch.randn(config.networks, model.noise_size, generator=draws).to(like)
     prior = torch.randn(config.networks, model.layers, model.code_size, generator=draws).to(like)
+    z, prior = ranks.own(z), ranks.own(prior)
     rates = config.learning_rates_at(step)
     for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
         group["lr"] = rate
@@ -76,7 +78,8 @@ def adversarial_step(
     task_loss, more = loss_of(model.generate(codes))
     loss = task_loss + config.adversarial_weight * fooling
     _descend(optimizer, [*model.encoder.parameters(), *model.generators.parameters()], loss)
-    values = (loss.detach(), fooling.detach(), of_discriminator.detach(), codes.detach().std(), rates["generators"])
+    code_std = ranks.gathered(codes.detach()).std()
+    values = (loss.detach(), fooling.detach(), of_discriminator.detach(), code_std, rates["generators"])
     return {**dict(zip(METRICS, values, strict=True)), **more}
 
 
@@ -85,5 +88,6 @@ def _descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: T
     optimizer.zero_grad(set_to_none=True)
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
+    ranks.average_gradients(parameters)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -180,6 +180,7 @@ def _train_flows(
 
     return Training(
         task.name, config, MAY_DIFFER, settings.steps(len(training)), flows, optimizer, step=step, validate=validate,
+        shares="baseline.networks",
         metrics=variational.METRICS, validation=VALIDATION,
         shows="CE {cross_entropy:.3f}, KL {kl:.0f}, {batch_accuracy:.1%} right",
         tells="validation cross-entropy {loss:.4f}, "

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...data import Labelled, Parts
 from ...models import HyperGAN
 from ...nn import TargetNet
-from .. import checkpoint
+from .. import checkpoint, ranks
 from ..experiment import Trained
 from ..loop import Training, report
 from ..loop import run as run_loop
@@ -38,10 +38,14 @@ def build(
 
 
 def batch(task: Task, config: ClassifierConfig, data: Labelled, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(what networks see, labels): [n,C,H,W], [n] shared by all, or with own_images [networks,n,C,H,W], [networks,n]."""
+    """(what networks see, labels): [n,C,H,W], [n] shared by all, or with own_images [networks,n,C,H,W], [networks,n], of
+    this rank's networks.
+    """
     shape = (config.networks, config.images_a_network) if config.own_images else (config.images_a_network,)
     picks = torch.randint(len(data), shape, generator=draws)
     images, labels = drawn(config, data, picks, draws)
+    if config.own_images:
+        images, labels = ranks.own(images), ranks.own(labels)
     return task.inputs(images), labels
 
 
@@ -88,11 +92,12 @@ def train(
     def step(number: int) -> dict[str, Tensor | float]:
         if number == 0:
             adversarial.pretrain(config, model)
+            ranks.same(model)
         return train_step(task, config, net, model, optimizer, training, number)
 
     reached = run_loop(
         Training(
-            task.name, config, MAY_DIFFER, config.steps, model, optimizer,
+            task.name, config, MAY_DIFFER, config.steps, model, optimizer, shares="networks",
             step=step, validate=lambda: validate(net, lambda: model(z), validation),
             metrics=METRICS, validation=VALIDATION,
             shows="CE {cross_entropy:.3f}, {batch_accuracy:.1%} right, codes' std {code_std:.2f}",

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data import Labelled, Parts, augmented, load_pictures
-from .. import checkpoint
+from .. import checkpoint, ranks
 from ..experiment import Experiment
 from ..loop import BEST, CHECKPOINT, Training, report
 from ..loop import run as run_loop
 from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
-from ..training import EpochBatches, generator_at, seeded
+from ..training import EpochBatches, descend_unclipped, generator_at, seeded
 from .figures import loss_curves
 
 METRICS = ("loss", "error", "learning_rate")
@@ -110,14 +110,13 @@ class Classification:
     ) -> dict[str, Tensor | float]:
         """One step on a batch, augmented; metrics as scalar tensors."""
         images = augmented(batch.images, config.padding, self.flip, generator_at(config.seed, step))
-        loss, logits = self.objective(config, model, as_floats(images), batch.labels)
+        images, labels = ranks.own(images), ranks.own(batch.labels)
+        loss, logits = self.objective(config, model, as_floats(images), labels)
         rate = config.learning_rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        error = (logits.detach().argmax(1) != batch.labels).float().mean()
+        descend_unclipped(model, optimizer, loss)
+        error = (logits.detach().argmax(1) != labels).float().mean()
         return dict(zip(METRICS, (loss.detach(), error, rate), strict=True))
 
     def train(
@@ -135,7 +134,7 @@ class Classification:
         batches = EpochBatches(len(training), config.batch, config.seed)
         return run_loop(
             Training(
-                self.name, config, MAY_DIFFER, config.steps, model, optimizer,
+                self.name, config, MAY_DIFFER, config.steps, model, optimizer, shares="batch",
                 step=lambda step: self.train_step(config, model, optimizer, training[batches(step).to(device)], step),
                 validate=lambda: dict(zip(VALIDATION, measured(model, validation), strict=True)),
                 metrics=METRICS, validation=VALIDATION,

@@ -59,7 +59,7 @@ def validate(
 ) -> dict[str, float]:
     """Of always the same networks on all of `data`; entropy of their gauged weights. images: those of training."""
     noise = flows.noise(config.seed)(torch.arange(config.validation_networks)).to(data.images.device)
-    theta, divergence = flows.draw(noise, generator_at(config.seed, 0))
+    theta, divergence = flows.draw(noise, flows.masks(len(noise), generator_at(config.seed, 0)))
     cross_entropy, accuracy = mean_scores(net, theta, data)
     kl, entropy = divergence.mean().item(), nn_entropy(fix_gauge(theta, net), NOISE_DIMENSION).item()
     return dict(zip(VALIDATION, (cross_entropy + kl / images, cross_entropy, kl, entropy, accuracy), strict=True))
@@ -79,7 +79,7 @@ def train(
     training, validation = training.to(device), validation[: config.validation_images].to(device)
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps(len(training)), flows, optimizer,
+            NAME, config, MAY_DIFFER, config.steps(len(training)), flows, optimizer, shares="networks",
             step=lambda step: train_step(config, net, flows, optimizer, training, step),
             validate=lambda: validate(config, net, flows, validation, len(training)),
             metrics=METRICS, validation=VALIDATION,

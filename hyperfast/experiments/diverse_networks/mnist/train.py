@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ....data import Labelled, load_mnist
 from ....models import FilterHypernetwork, NoiseStream, deutsch_hypernetwork, targets
 from ....nn import TargetNet
-from ....ops import fix_gauge, nn_entropy
-from ... import checkpoint
+from ....ops import fix_gauge
+from ... import checkpoint, ranks
 from ...experiment import Trained
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...networks import mean_scores
-from ...training import generator_at
+from ...training import descend_unclipped, generator_at
 from .config import MAY_DIFFER, NAME, Config
 
 METRICS = ("loss", "cross_entropy", "entropy", "batch_accuracy", "learning_rate")
@@ -38,7 +38,7 @@ def build(config: Config, device: torch.device) -> tuple[TargetNet, FilterHypern
 def entropy(theta: Tensor, config: Config) -> Tensor:
     """H = psi(N) + dim/N * sum_i log(d_i + eps) of gauged weights [N,P], nats up to a constant."""
     order = {"euclidean": 2, "l1": 1}[config.entropy_distance]
-    return nn_entropy(theta, config.entropy_dim, order, config.entropy_epsilon)
+    return ranks.nn_entropy(theta, config.entropy_dim, order, config.entropy_epsilon)
 
 
 def train_step(
@@ -57,6 +57,7 @@ def train_step(
     draws, device = generator_at(config.seed, step), data.images.device
     z = torch.rand(config.networks, hypernetwork.noise_size, generator=draws) * 2 - 1
     picks = torch.randint(len(data), (config.networks, config.images), generator=draws).to(device)
+    z, picks = ranks.own(z), ranks.own(picks)
     labels = data.labels[picks]
     theta = fix_gauge(hypernetwork(z.to(device)), net)
     logits = net(data.images[picks], theta)
@@ -66,9 +67,7 @@ def train_step(
     rate = config.learning_rate_at(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend_unclipped(hypernetwork, optimizer, loss)
     accuracy = (logits.detach().argmax(-1) == labels).float().mean()
     return dict(zip(METRICS, (loss.detach(), cross_entropy.detach(), diversity.detach(), accuracy, rate), strict=True))
 
@@ -98,7 +97,7 @@ def train(
     training, validation = training.to(device), validation[: config.validation_images].to(device)
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer, shares="networks",
             step=lambda step: train_step(config, net, hypernetwork, optimizer, training, step),
             validate=lambda: validate(config, net, hypernetwork, validation),
             metrics=METRICS, validation=VALIDATION,

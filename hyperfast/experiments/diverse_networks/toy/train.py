@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ....ops import nearest_neighbor
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...experiment import Trained
 from ...loop import Training, report
 from ...loop import run as run_loop
-from ...training import generator_at
+from ...training import descend_unclipped, generator_at
 from .config import MAY_DIFFER, NAME, Config
 from .mixture import value
 
@@ -48,15 +48,13 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """One step on config.points new points; metrics as scalar tensors."""
     z = torch.rand(config.points, 1, generator=generator_at(config.seed, step)) * 2 - 1
-    y = hypernetwork(z.to(next(hypernetwork.parameters()).device))
-    height, diversity, squared_norm = value(y).mean(), entropy(y), y.square().sum(1).mean()
+    y = hypernetwork(ranks.own(z).to(next(hypernetwork.parameters()).device))
+    height, diversity, squared_norm = value(y).mean(), entropy(ranks.gathered(y)), y.square().sum(1).mean()
     loss = -height - config.diversity_weight * diversity + config.norm_weight * squared_norm
     rate = config.learning_rate_at(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend_unclipped(hypernetwork, optimizer, loss)
     measured = (loss.detach(), height.detach(), diversity.detach(), squared_norm.detach(), rate)
     return dict(zip(METRICS, measured, strict=True))
 
@@ -72,7 +70,7 @@ def train(
     hypernetwork, optimizer = build(config, device)
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer, shares="points",
             step=lambda step: train_step(config, hypernetwork, optimizer, step),
             metrics=METRICS,
             shows="loss {loss:.2f}, f {value:.3f}, H {entropy:.2f}",

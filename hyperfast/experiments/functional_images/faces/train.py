@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....data.faces import Faces, load_faces
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...training import EpochBatches, ProgressBar, descend, generator_at, half_cosine, seeded
@@ -24,7 +24,7 @@ PICTURES_AT_ONCE = 64
 
 def read(config: Config, data_root: Path | None) -> Faces:
     """The pictures that config.data names."""
-    with ProgressBar("reading", 1) as bar:
+    with ProgressBar("reading", 1, visible=ranks.is_first()) as bar:
 
         def show(done: int, total: int) -> None:
             bar.resize(total)
@@ -56,14 +56,16 @@ def train_step(
     if config.mirrored:
         turned = torch.rand(len(chosen), 1, 1, 1, generator=draws).to(device) < 0.5
         chosen = torch.where(turned, chosen.flip(3), chosen)
+    count, chosen = len(chosen), ranks.own(chosen)
     colours = chosen.flatten(2).transpose(1, 2)  # [B,S*S,3]
     if config.points is not None:
-        pixels = torch.randint(config.side**2, (len(chosen), config.points), generator=draws).to(device)
+        pixels = ranks.own(torch.randint(config.side**2, (count, config.points), generator=draws)).to(device)
         colours = colours.gather(1, pixels.unsqueeze(2).expand(-1, -1, 3))
     loss = F.mse_loss(model(chosen, pixels), colours)
     rate = half_cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
     norm = descend(model, optimizer, loss, config.clip, rate)
-    return dict(zip(METRICS, (loss.detach(), psnr(loss.detach()), norm, rate), strict=True))
+    reached = psnr(ranks.average(loss.detach()))
+    return dict(zip(METRICS, (loss.detach(), reached, norm, rate), strict=True))
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def train(
     held_out = faces.validation[: config.validation_pictures]
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, model, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, model, optimizer, shares="batch",
             step=lambda step: train_step(config, model, optimizer, faces.train[batches(step)], step),
             validate=lambda: validate(model, held_out),
             metrics=METRICS, validation=VALIDATION,
@@ -130,5 +132,6 @@ def load(path: Path, device: torch.device) -> tuple[FaceFunctions, Config, int]:
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:
     """`hyperfast train functional_images/faces`."""
     faces = read(config, data_root)
-    print(f"{faces.title}: {len(faces.train):,} to train with")
+    if ranks.is_first():
+        print(f"{faces.title}: {len(faces.train):,} to train with")
     report(NAME, train(config, faces, out, device, resume), config.steps, out)

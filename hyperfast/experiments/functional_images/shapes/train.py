@@ -14,7 +14,7 @@ from ....data import load_digits, load_mnist
 from ....models import BranchedHypernetwork, targets
 from ....nn import TargetNet
 from ....ops import kde_cross_entropy
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...training import descend, generator_at, seeded
@@ -91,7 +91,7 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """One step on config.batch pictures, with fresh points of the circle; metrics as scalar tensors."""
     draws, device = generator_at(config.seed, step), pictures.device
-    chosen = pictures[torch.randint(len(pictures), (config.batch,), generator=draws).to(device)]
+    chosen = ranks.own(pictures[torch.randint(len(pictures), (config.batch,), generator=draws).to(device)])
     z = circle(torch.rand(config.points, generator=draws)).to(device)
     loss = cross_entropy(chosen, net(z, hypernetwork(chosen)), config.sigma).mean()
     rate = config.learning_rate_at(step)
@@ -123,7 +123,7 @@ def train(
     training, held_out = pictures.train.to(device), pictures.validation[: config.validation_pictures].to(device)
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, hypernetwork, optimizer, shares="batch",
             step=lambda step: train_step(config, net, hypernetwork, optimizer, training, step),
             validate=lambda: {"cross_entropy": scores(config, net, hypernetwork, held_out).mean().item()},
             metrics=METRICS, validation=VALIDATION,

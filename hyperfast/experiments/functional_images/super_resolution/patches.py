@@ -12,6 +12,7 @@ from torch import Tensor
 from ....data.bicubic import bicubic_at, mirrored, resize_bicubic
 from ....data.image_files import PictureFiles
 from ....data.super_resolution import Pair, find_set, load_pairs
+from ... import ranks
 from .config import Config
 
 # Mirrored pixels around a low-resolution picture, which bicubic interpolation needs.
@@ -98,14 +99,16 @@ class Patches:
         return low[:, rows][:, :, cols]
 
     def draw(self, draws: torch.Generator) -> Batch:
-        """config.batch patches with config.points pixels each, on the CPU."""
+        """This rank's of config.batch patches, with config.points pixels each, on the CPU."""
         items = [self._item(draws) for _ in range(self.config.batch)]
+        masks = [self._known(draws) for _ in items] if self.config.missing else []
+        items = ranks.own(items)
         patches, places, points, scale, colours = (list(part) for part in zip(*items, strict=True))
         whole = torch.stack(patches).float() / 255
         base = bicubic_at(whole, torch.stack(places) + MARGIN)
         inner = whole[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
         if self.config.missing:
-            known = torch.stack([self._known(draws) for _ in items])
+            known = torch.stack(ranks.own(masks))
             inner = torch.cat([inner * known, known], 1)
         turned, moved = _symmetry(inner, torch.stack(points), draws)
         return Batch(turned, moved, torch.tensor(scale), base, torch.stack(colours).float() / 255)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....data.bicubic import resize_bicubic
 from ....models import FunctionalImage
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...training import descend, generator_at, half_cosine, seeded
@@ -42,7 +42,7 @@ def train_step(
     loss = F.mse_loss(y, batch.colours.to(device))
     rate = half_cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
     norm = descend(model, optimizer, loss, config.clip, rate)
-    reached = -10 * loss.detach().log10()
+    reached = -10 * ranks.average(loss.detach()).log10()
     return dict(zip(METRICS, (loss.detach(), reached, norm, rate), strict=True))
 
 
@@ -77,7 +77,7 @@ def train(
     names = [f"{name}_x{scale}" for scale in config.scales for name in ("psnr", "gain")]
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, model, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, model, optimizer, shares="batch",
             step=lambda step: train_step(config, model, optimizer, patches, step),
             validate=(lambda: validate(config, model, pairs)) if held_out else None,
             metrics=METRICS, validation=names,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....models import HyperGAN, targets
 from ....nn import TargetNet
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...experiment import Trained
 from ...loop import Training, report
 from ...loop import run as run_loop
@@ -70,11 +70,12 @@ def train(
     def step(number: int) -> dict[str, Tensor | float]:
         if number == 0:
             adversarial.pretrain(config, model)
+            ranks.same(model)
         return train_step(config, net, model, optimizer, points, number)
 
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, model, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, model, optimizer, shares="networks",
             step=step, metrics=METRICS,
             shows="squared error {squared_error:.2f}, codes' std {code_std:.2f}",
         ),

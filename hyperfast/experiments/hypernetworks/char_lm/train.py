@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....data import Text, load_text
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...training import descend, generator_at, seeded
@@ -49,13 +49,14 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """One stretch of text; the state goes on from the step before, and is zero at the beginning of an epoch."""
     at = step % steps_per_epoch(parts, config.length)
-    stretch = parts[:, at * config.length : (at + 1) * config.length + 1].T
-    state = None if at == 0 else model.carry
-    with seeded(generator_at(config.seed, step).initial_seed(), parts.device):  # of dropout
+    stretch = ranks.own(parts[:, at * config.length : (at + 1) * config.length + 1]).T
+    state = None if at == 0 else [ranks.own(part, 1) for part in model.carry]
+    # Of dropout, whose kernels number the sequences of a rank from 0: each rank has its own.
+    with seeded(generator_at(config.seed, step, ranks.number()).initial_seed(), parts.device):
         logits, state = model(stretch[:-1], state)
     loss = F.cross_entropy(logits.flatten(0, 1), stretch[1:].flatten().long())
     norm = descend(model, optimizer, loss, config.clip)
-    model.keep(state)
+    model.keep([ranks.gathered(part.detach(), 1) for part in state])
     return {"loss": loss.detach(), "bits_per_character": loss.detach() / math.log(2), "gradient_norm": norm}
 
 
@@ -74,7 +75,7 @@ def train(
     steps = config.steps if config.steps is not None else config.epochs * steps_per_epoch(parts, config.length)
     reached = run_loop(
         Training(
-            NAME, config, MAY_DIFFER, steps, model, optimizer,
+            NAME, config, MAY_DIFFER, steps, model, optimizer, shares="batch",
             step=lambda step: train_step(config, model, optimizer, parts, step),
             validate=lambda: {"bits_per_character": model.bits_per_character(validation)},
             metrics=METRICS, validation=VALIDATION,

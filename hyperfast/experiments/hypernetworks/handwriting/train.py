@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....data import Handwriting, load_handwriting
-from ... import checkpoint
+from ... import checkpoint, ranks
 from ...loop import Training, report
 from ...loop import run as run_loop
 from ...training import descend, generator_at, seeded
@@ -45,9 +45,11 @@ def train_step(
     """One batch. What descends is the loss of a point: with that of a line nearly every gradient would be clipped."""
     draws = generator_at(config.seed, step)
     batch = drawn_batch(config, lines, draws)
-    with seeded(draws.initial_seed(), model.mean.device):  # of dropout
-        log_loss = model.log_loss(batch)
-    loss = log_loss.sum() / sum(len(line) - 1 for line in batch)
+    # Of dropout, whose kernels number the lines of a rank from 0: each rank has its own.
+    with seeded(generator_at(config.seed, step, ranks.number()).initial_seed(), model.mean.device):
+        log_loss = model.log_loss(ranks.own(batch))
+    points = sum(len(line) - 1 for line in batch)
+    loss = log_loss.sum() * ranks.count() / points  # whose mean over the ranks is that of all points
     norm = descend(model, optimizer, loss, config.clip)
     return {"loss": loss.detach(), "log_loss": log_loss.detach().mean(), "gradient_norm": norm}
 
@@ -74,7 +76,7 @@ def train(
     model.measure(lines)
     return run_loop(
         Training(
-            NAME, config, MAY_DIFFER, config.steps, model, optimizer,
+            NAME, config, MAY_DIFFER, config.steps, model, optimizer, shares="batch",
             step=lambda step: train_step(config, model, optimizer, lines, step),
             validate=lambda: {"log_loss": model.mean_log_loss(validation[: config.validation_lines])},
             metrics=METRICS, validation=VALIDATION,
