@@ -67,9 +67,12 @@ def test_parameters_of_the_presets():
     """Sections 4.1 and 4.2 and appendix A.1; the digits after those that the paper prints are of its equations."""
     expected = {
         "mnist": {"paper": 12_910, "plain": 21_210},
-        "wrn": {"paper": 96_570, "hyper_40_2": 147_578, "plain_40_1": 562_730, "plain_40_2": 2_235_498},
+        "wrn": {
+            "paper": 96_570, "hyper_40_2": 147_578, "plain_40_1": 562_730, "plain_40_2": 2_235_498,
+            "cifar10_small": 79_770, "cifar10_small_plain": 75_530,
+        },
         "coordinates": {"paper": 801 + 256 + 2_570, "direct": 784 * 256 + 256 + 2_570},
-    }
+    }  # fmt: skip
     for task, counts in expected.items():
         presets = TASKS[task].presets
         assert counts.keys() == {name for name in presets if not name.startswith("small")}
