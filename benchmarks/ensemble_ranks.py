@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import hyperfast as hf
+from hyperfast.experiments.tables import write_json
 from hyperfast.models import targets
 
 from .run import environment
@@ -46,8 +47,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(row, indent=1))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(row, indent=1) + "\n")
+        write_json(options.json, row)
 
 
 def _work(process: int, folder: str, rounds: int) -> None:

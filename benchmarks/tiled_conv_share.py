@@ -10,7 +10,6 @@ timed in turn, and a share is the median of the ratios of neighbours.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ import torch
 from hyperfast.data import Labelled
 from hyperfast.experiments.hypernetworks.wrn.config import PRESETS
 from hyperfast.experiments.hypernetworks.wrn.train import CLASSIFICATION
+from hyperfast.experiments.tables import write_json
 from hyperfast.nn import HyperConv2d
 
 from .run import environment
@@ -41,8 +41,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['case']}: {row['share']:.2%} of {row['seconds'] * 1e3:.0f} ms")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
 
 
 def shares(width: int, device: torch.device, turns: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 C = TypeVar("C")
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -89,6 +90,22 @@ def load_training(path: Path, experiment: str) -> tuple[dict[str, Tensor], dict[
             f"{path} is no checkpoint of {experiment}, but of {about.get('experiment') or 'no experiment'}"
         )
     return state, about
+
+
+def load_with_config(kind: type[C], path: Path, experiment: str) -> tuple[dict[str, Tensor], C, int]:
+    """(state, config, step) of a checkpoint of that experiment, whose config is a `kind`; ValueError as load_training."""
+    state, about = load_training(path, experiment)
+    return state, config_from(kind, about["config"], path), about["step"]
+
+
+def load_model(
+    kind: type[C], path: Path, experiment: str, build: Callable[[C], tuple[M, torch.optim.Optimizer]]
+) -> tuple[M, C, int]:
+    """The model that build(config) makes, as the checkpoint has it and in eval mode, its config and its step."""
+    state, config, step = load_with_config(kind, path, experiment)
+    model, _ = build(config)
+    restore(model, None, state)
+    return model.eval().requires_grad_(False), config, step
 
 
 def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

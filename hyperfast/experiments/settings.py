@@ -31,3 +31,10 @@ def check_at_least(settings: Any, within: str = "config", /, **least: int) -> No
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and one < bound:
                 raise ValueError(f"{within}.{name} must be at least {bound}; got {one}")
+
+
+def check_positive(settings: Any, within: str, /, *names: str) -> None:
+    """Raises ValueError where a field of `settings` is not above zero."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{within}.{name} must be positive; got {getattr(settings, name)}")

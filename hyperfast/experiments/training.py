@@ -58,22 +58,26 @@ def descend(
     """One step down the loss, a mean over ranks, its gradient scaled to a norm of at most `clip`; the norm before. rate: of
     learning, from now.
     """
-    if rate is not None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-    _differentiate(model, optimizer, loss)
+    _differentiate(model, optimizer, loss, rate)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return norm
 
 
-def descend_unclipped(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step down the loss, a mean over ranks."""
-    _differentiate(model, optimizer, loss)
+def descend_unclipped(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float | None = None
+) -> None:
+    """One step down the loss, a mean over ranks. rate: of learning, from now."""
+    _differentiate(model, optimizer, loss, rate)
     optimizer.step()
 
 
-def _differentiate(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+def _differentiate(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float | None
+) -> None:
+    if rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     optimizer.zero_grad()
     loss.backward()
     ranks.average_gradients(model.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,20 +42,21 @@ def train(
     return run_loop(job, out, resume, after_step), job.steps
 
 
-def load(task: Task, config: ClassifierConfig, path: Path, device: torch.device, seed: int) -> Trained:
-    """The networks of a checkpoint. Those trained one by one are as many as were trained; others any number.
+def load(
+    task: Task, config: ClassifierConfig, state: Mapping[str, Tensor], step: int, device: torch.device, seed: int
+) -> Trained:
+    """The networks of a checkpoint's state at its step. Those trained one by one are as many as were trained; others any number.
 
     With dropout, a network is a mask over what the linear layers read: the same for every image, so that it is a
     function, and lies on its weights.
     """
-    state, about = checkpoint.load_training(path, task.name)
     net = task.net(config)
     if config.method == "mnfg":
         flows = build_flows(task, config, device)[1]
         checkpoint.restore(flows, None, state)
         flows.requires_grad_(False)
         noise = flows.noise(seed)
-        return Trained.of_noise(net, lambda indices: noise(indices).to(device), flows, about["step"])
+        return Trained.of_noise(net, lambda indices: noise(indices).to(device), flows, step)
     networks = Networks(_members(config), net.num_weights)
     checkpoint.restore(networks, None, state)
     theta = networks.theta.detach().to(device)
@@ -63,10 +64,10 @@ def load(task: Task, config: ClassifierConfig, path: Path, device: torch.device,
         masks = NoiseStream(thinned_inputs(net), seed)
         return Trained.of_noise(
             net, lambda indices: masks(indices).to(device),
-            lambda z: thinned(net, theta[0], z, config.baseline.dropout), about["step"],
+            lambda z: thinned(net, theta[0], z, config.baseline.dropout), step,
         )  # fmt: skip
-    done = min(len(theta), about["step"] * config.baseline.members_at_once)
-    return Trained(net, lambda indices: theta[indices.to(device)], about["step"], members=done)
+    done = min(len(theta), step * config.baseline.members_at_once)
+    return Trained(net, lambda indices: theta[indices.to(device)], step, members=done)
 
 
 # ---- networks trained one by one --------------------------------------------------------------------

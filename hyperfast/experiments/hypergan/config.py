@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
+from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least, check_positive
 
 MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_networks", "validation_images")
 
@@ -103,8 +103,7 @@ class Baseline:
             raise ValueError(
                 f"config.baseline.images must be a multiple of networks, {self.networks}; got {self.images}"
             )
-        if not self.largest_deviation > 0:
-            raise ValueError(f"config.baseline.largest_deviation must be positive; got {self.largest_deviation}")
+        check_positive(self, "config.baseline", "largest_deviation")
 
     def steps(self, images: int) -> int:
         """In all, for that many training images."""
@@ -161,8 +160,7 @@ class Evaluation:
         sizes = self.attack_sizes
         if not sizes or sizes[0] < 0 or any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"config.evaluation.attack_sizes must rise from 0 or more; got {sizes}")
-        if not self.pgd_step_size > 0:
-            raise ValueError(f"config.evaluation.pgd_step_size must be positive; got {self.pgd_step_size}")
+        check_positive(self, "config.evaluation", "pgd_step_size")
         if not 0 < self.false_positive_rate < 1:
             raise ValueError(
                 f"config.evaluation.false_positive_rate must lie between 0 and 1; got {self.false_positive_rate}"

@@ -117,20 +117,19 @@ def validate(net: TargetNet, draw: Callable[[], Tensor], data: Labelled) -> dict
 
 def load(task: Task, path: Path, device: torch.device, seed: int) -> Trained:
     """The networks of a checkpoint."""
-    config = load_config(task, path)
+    state, config, step = checkpoint.load_with_config(task.config, path, task.name)
     if config.method != "hypergan":
-        return baselines.load(task, config, path, device, seed)
-    state, about = checkpoint.load_training(path, task.name)
+        return baselines.load(task, config, state, step, device, seed)
     net, model, _ = build(task, config, device)
     checkpoint.restore(model, None, state)
     model.requires_grad_(False)
     noise = model.noise(seed)
-    return Trained.of_noise(net, lambda indices: noise(indices).to(device), model, about["step"])
+    return Trained.of_noise(net, lambda indices: noise(indices).to(device), model, step)
 
 
 def load_config(task: Task, path: Path) -> Any:
     """The config of a checkpoint."""
-    return checkpoint.config_from(task.config, checkpoint.load_training(path, task.name)[1]["config"], path)
+    return checkpoint.load_with_config(task.config, path, task.name)[1]
 
 
 def run(

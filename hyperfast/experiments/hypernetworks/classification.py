@@ -113,9 +113,7 @@ class Classification:
         images, labels = ranks.own(images), ranks.own(batch.labels)
         loss, logits = self.objective(config, model, as_floats(images), labels)
         rate = config.learning_rate_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        descend_unclipped(model, optimizer, loss)
+        descend_unclipped(model, optimizer, loss, rate)
         error = (logits.detach().argmax(1) != labels).float().mean()
         return dict(zip(METRICS, (loss.detach(), error, rate), strict=True))
 
@@ -147,16 +145,12 @@ class Classification:
 
     def load_config(self, path: Path) -> Any:
         """The config of a checkpoint."""
-        about = checkpoint.load_training(path, self.name)[1]
-        return checkpoint.config_from(type(self.presets["paper"]), about["config"], path)
+        return checkpoint.load_with_config(type(self.presets["paper"]), path, self.name)[1]
 
     def load(self, path: Path, device: torch.device) -> tuple[nn.Module, Any, int]:
         """The model of a checkpoint in eval mode, its config and its step."""
-        state, about = checkpoint.load_training(path, self.name)
-        config = self.load_config(path)
-        model, _ = self.build(config, device)
-        checkpoint.restore(model, None, state)
-        return model.eval().requires_grad_(False), config, about["step"]
+        kind = type(self.presets["paper"])
+        return checkpoint.load_model(kind, path, self.name, lambda config: self.build(config, device))
 
     def run(self, config: Any, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:
         """`hyperfast train`."""

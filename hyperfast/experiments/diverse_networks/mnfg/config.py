@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least, check_positive
 from ..analysis.config import SMALL, Evaluation
 
 NAME = "diverse_networks/mnfg"
@@ -54,8 +54,7 @@ class Config(LoopConfig):
         )  # fmt: skip
         if self.images % self.networks:
             raise ValueError(f"config.images must be a multiple of networks, {self.networks}; got {self.images}")
-        if not self.largest_deviation > 0:
-            raise ValueError(f"config.largest_deviation must be positive; got {self.largest_deviation}")
+        check_positive(self, "config", "largest_deviation")
 
     def steps(self, images: int) -> int:
         """In all, for that many training images."""

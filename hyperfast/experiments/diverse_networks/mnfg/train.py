@@ -93,19 +93,17 @@ def train(
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:
     """The networks' generator of a checkpoint; its networks are gauged as the hypernetwork's are."""
-    state, about = checkpoint.load_training(path, NAME)
-    net, flows, _ = build(load_config(path), device)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
+    net, flows, _ = build(config, device)
     checkpoint.restore(flows, None, state)
     flows.requires_grad_(False)
     noise = flows.noise(seed)
-    return Trained.of_noise(
-        net, lambda indices: noise(indices).to(device), lambda z: fix_gauge(flows(z), net), about["step"]
-    )
+    return Trained.of_noise(net, lambda indices: noise(indices).to(device), lambda z: fix_gauge(flows(z), net), step)
 
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:

@@ -65,9 +65,7 @@ def train_step(
     diversity = entropy(theta, config)
     loss = config.accuracy_weight * cross_entropy - diversity
     rate = config.learning_rate_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    descend_unclipped(hypernetwork, optimizer, loss)
+    descend_unclipped(hypernetwork, optimizer, loss, rate)
     accuracy = (logits.detach().argmax(-1) == labels).float().mean()
     return dict(zip(METRICS, (loss.detach(), cross_entropy.detach(), diversity.detach(), accuracy, rate), strict=True))
 
@@ -129,17 +127,17 @@ def gauged(net: TargetNet, hypernetwork: FilterHypernetwork) -> Callable[[Tensor
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:
     """The networks' generator of a checkpoint, in eval mode."""
-    state, about = checkpoint.load_training(path, NAME)
-    net, hypernetwork, _ = build(load_config(path), device)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
+    net, hypernetwork, _ = build(config, device)
     checkpoint.restore(hypernetwork, None, state)
     hypernetwork.eval().requires_grad_(False)
     noise = NoiseStream(hypernetwork.noise_size, seed)
-    return Trained.of_noise(net, lambda indices: noise(indices).to(device), gauged(net, hypernetwork), about["step"])
+    return Trained.of_noise(net, lambda indices: noise(indices).to(device), gauged(net, hypernetwork), step)
 
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:

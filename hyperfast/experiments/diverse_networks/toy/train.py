@@ -52,9 +52,7 @@ def train_step(
     height, diversity, squared_norm = value(y).mean(), entropy(ranks.gathered(y)), y.square().sum(1).mean()
     loss = -height - config.diversity_weight * diversity + config.norm_weight * squared_norm
     rate = config.learning_rate_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    descend_unclipped(hypernetwork, optimizer, loss)
+    descend_unclipped(hypernetwork, optimizer, loss, rate)
     measured = (loss.detach(), height.detach(), diversity.detach(), squared_norm.detach(), rate)
     return dict(zip(METRICS, measured, strict=True))
 
@@ -81,15 +79,15 @@ def train(
 
 def load_hypernetwork(path: Path, device: torch.device) -> tuple[nn.Module, int]:
     """The hypernetwork of a checkpoint, and the steps it was trained for."""
-    state, about = checkpoint.load_training(path, NAME)
-    hypernetwork, _ = build(load_config(path), device)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
+    hypernetwork, _ = build(config, device)
     checkpoint.restore(hypernetwork, None, state)
-    return hypernetwork.requires_grad_(False), about["step"]
+    return hypernetwork.requires_grad_(False), step
 
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:

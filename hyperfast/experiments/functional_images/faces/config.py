@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least, check_positive
 
 NAME = "functional_images/faces"
 MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_pictures")
@@ -78,9 +78,7 @@ class Config(LoopConfig):
         check_at_least(
             self, side=1, crop=1, pictures=2, held_out=2, points=1, steps=1, validate_every=1, validation_pictures=1,
         )  # fmt: skip
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config.{name} must be positive; got {getattr(self, name)}")
+        check_positive(self, "config", "learning_rate", "clip")
 
 
 _PAPER = Config()

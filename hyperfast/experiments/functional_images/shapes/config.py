@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
+from ...settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least, check_positive
 
 NAME = "functional_images/shapes"
 MAY_DIFFER = (*LOOP_MAY_DIFFER, "validation_pictures")
@@ -68,9 +68,7 @@ class Config(LoopConfig):
         super().__post_init__()
         check_at_least(self, batch=2)  # batch norm needs two
         check_at_least(self, points=1, steps=1, held_out=1, validation_pictures=1, validate_every=1)  # fmt: skip
-        for name in ("sigma", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config.{name} must be positive; got {getattr(self, name)}")
+        check_positive(self, "config", "sigma", "learning_rate", "clip")
         if self.data not in ("mnist", "embedded"):
             raise ValueError(f"config.data must be mnist or embedded; got {self.data!r}")
 

@@ -136,16 +136,15 @@ def train(
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def load(path: Path, device: torch.device) -> tuple[TargetNet, BranchedHypernetwork, Config, int]:
     """Target network, hypernetwork of a checkpoint in eval mode, its config and its step."""
-    state, about = checkpoint.load_training(path, NAME)
-    config = load_config(path)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
     net, hypernetwork, _ = build(config, device)
     checkpoint.restore(hypernetwork, None, state)
-    return net, hypernetwork.eval().requires_grad_(False), config, about["step"]
+    return net, hypernetwork.eval().requires_grad_(False), config, step
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:

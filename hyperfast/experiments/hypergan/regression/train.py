@@ -85,17 +85,17 @@ def train(
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:
     """The networks' generator of a checkpoint."""
-    state, about = checkpoint.load_training(path, NAME)
-    net, model, _ = build(load_config(path), device)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
+    net, model, _ = build(config, device)
     checkpoint.restore(model, None, state)
     model.requires_grad_(False)
     noise = model.noise(seed)
-    return Trained.of_noise(net, lambda indices: noise(indices).to(device), model, about["step"])
+    return Trained.of_noise(net, lambda indices: noise(indices).to(device), model, step)
 
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def read_inputs(path: Path) -> Tensor:

@@ -89,17 +89,16 @@ def train(
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def load(path: Path, data_root: Path | None, device: torch.device) -> tuple[CharacterModel, Config, Text, int]:
     """The model of a checkpoint in eval mode, its config, its text and its step."""
-    state, about = checkpoint.load_training(path, NAME)
-    config = load_config(path)
+    state, config, step = checkpoint.load_with_config(Config, path, NAME)
     text = load_text(config.text, data_root)
     model, _ = build(config, text, device)
     checkpoint.restore(model, None, state)
-    return model.eval().requires_grad_(False), config, text, about["step"]
+    return model.eval().requires_grad_(False), config, text, step
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:

@@ -89,16 +89,12 @@ def train(
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.config_from(Config, checkpoint.load_training(path, NAME)[1]["config"], path)
+    return checkpoint.load_with_config(Config, path, NAME)[1]
 
 
 def load(path: Path, device: torch.device) -> tuple[HandwritingModel, Config, int]:
     """The model of a checkpoint in eval mode, its config and its step."""
-    state, about = checkpoint.load_training(path, NAME)
-    config = load_config(path)
-    model, _ = build(config, device)
-    checkpoint.restore(model, None, state)
-    return model.eval().requires_grad_(False), config, about["step"]
+    return checkpoint.load_model(Config, path, NAME, lambda config: build(config, device))
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:
