@@ -54,9 +54,9 @@ gpu:
 	$(PYTHON) -m pip install --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m hyperfast.cli doctor | tee $(OUT)/doctor.txt
 	set -o pipefail; $(PYTHON) -m pytest -q tests/test_target_net*.py tests/test_ensemble.py tests/test_gauge.py \
-	    tests/test_nn_entropy.py tests/test_kde.py tests/test_hyper_lstm.py tests/test_hyper_lstm_rnn.py \
-	    tests/test_tiled_conv.py tests/test_tiled_conv_layers.py tests/test_coord_grid.py \
-	    tests/test_coord_grid_norms.py | tee $(OUT)/tests.txt
+	    tests/test_nn_entropy.py tests/test_kde.py tests/test_cuda_graphs.py tests/test_hyper_lstm.py \
+	    tests/test_hyper_lstm_rnn.py tests/test_tiled_conv.py tests/test_tiled_conv_layers.py \
+	    tests/test_coord_grid.py tests/test_coord_grid_norms.py | tee $(OUT)/tests.txt
 	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
 	$(PYTHON) -m hyperfast.cli profile --device cuda --trace $(OUT)/trace.json | tee $(OUT)/profile.txt
 gpu: SHELL := /bin/bash

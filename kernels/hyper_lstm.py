@@ -10,8 +10,8 @@ H = 1000, K = 128, Z = 4, n = 128: 1.3 GFLOP, 20 MB of weights, 9 MB of everythi
 MB of maps for each row) is bound by L2, where products over all rows would serve better. An RNN has a quarter of all
 this, and 8 n (H+K) bytes of states. Speed not measured.
 
-The loop never waits for the device: batch_sizes live on the CPU, the seed is read by the kernel. A caller can capture
-it in a graph.
+The loop never waits for the device: batch_sizes live on the CPU, the seed is read by the kernel. The op replays it as
+one CUDA graph (cuda_graphs.py); a caller can capture it in a graph of its own.
 """
 
 from __future__ import annotations

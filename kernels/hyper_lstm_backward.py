@@ -9,7 +9,7 @@ A step of n rows, counted by hand as in hyper_lstm.py, float32:
 
 After the loop, over all rows at once: products with x, with embeddings and embeddings' weights, and the gradients of
 all weights, twice the FLOPs of forward's products. An RNN has a quarter of all this, and no sums for layer norm. Speed
-not measured. As in forward, nothing waits for the device.
+not measured. As in forward, nothing waits for the device, and the op replays the loop.
 """
 
 from __future__ import annotations

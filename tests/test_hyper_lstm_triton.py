@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hyperfast.kernels import cuda_graphs
+from test_cuda_graphs import run_again
 
 import hyperfast as hf
 from hyperfast.ops.hyper_lstm import NAMES, encode, hyper_lstm
@@ -129,3 +131,19 @@ def test_03_schema_and_fakes(save):
     torch.library.opcheck(backward, (grads, every, outputs, *spec, save, save), test_utils=checks)
     found = backward(grads, every, outputs, *spec, True, True)
     assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
+
+
+def test_calls_replayed(monkeypatch):
+    """As on a GPU, with a function that runs again in place of a graph: new tensors and new masks at every call."""
+    recorded = []
+
+    def record(call, where):
+        recorded.append(call)
+        return run_again(call)
+
+    monkeypatch.setattr(cuda_graphs, "replays", cuda_graphs.Replays(record))
+    monkeypatch.setattr(cuda_graphs, "worthwhile", lambda device, steps: True)
+    for call in range(4):
+        tensors = [t * (1 + 0.1 * call) for t in inputs(rows=6)]
+        assert_same(tensors, Options(recurrent_dropout=0.5), None, torch.tensor([call]))
+        assert len(recorded) == (0 if call == 0 else 2), "one forward, one backward"

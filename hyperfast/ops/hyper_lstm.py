@@ -331,19 +331,40 @@ def _flops_backward(grads, tensors, *_, **__) -> int:
 
 
 def _triton(tensors, batch_sizes, seed, ints, floats, save):
-    from ..kernels import hyper_lstm as kernels
-
-    steps = steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes)
-    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
-        return kernels.hyper_lstm(tensors, steps, seed, ints, floats, save)
+    steps = tuple(steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes))
+    return tuple(_launch(_forward_loop, [*tensors, seed], steps, tuple(ints), tuple(floats), save))
 
 
 def _triton_backward(grads, tensors, outputs, batch_sizes, seed, ints, floats, want_x, want_weights):
+    steps = tuple(steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes))
+    every = [*grads, *tensors, *outputs, seed]
+    return list(_launch(_backward_loop, every, steps, tuple(ints), tuple(floats), want_x, want_weights))
+
+
+def _forward_loop(tensors, steps, ints, floats, save):
+    from ..kernels import hyper_lstm as kernels
+
+    return kernels.hyper_lstm(tensors[:23], steps, tensors[23], ints, floats, save)
+
+
+def _backward_loop(tensors, steps, ints, floats, want_x, want_weights):
     from ..kernels import hyper_lstm_backward as kernels
 
-    steps = steps_of(tensors[0].shape[0], tensors[1].shape[0], batch_sizes)
-    with torch.cuda.device_of(tensors[0]):
-        return kernels.hyper_lstm_backward(grads, tensors, outputs, steps, seed, ints, floats, want_x, want_weights)
+    grads, tensors, outputs, seed = tensors[:4], tensors[4:27], tensors[27:32], tensors[32]
+    return kernels.hyper_lstm_backward(grads, tensors, outputs, steps, seed, ints, floats, want_x, want_weights)
+
+
+def _launch(loop: Any, tensors: list[Tensor], steps: tuple[int, ...], *constants: Any) -> Sequence[Tensor]:
+    """loop(tensors, steps, *constants), on CUDA as one graph from the second call of its kind on."""
+    from ..kernels import cuda_graphs
+
+    with torch.cuda.device_of(tensors[-1]):  # Triton launches on the current device
+        run = cuda_graphs.replays if cuda_graphs.worthwhile(tensors[-1].device, len(steps)) else _at_once
+        return run(loop, tensors, steps, *constants)
+
+
+def _at_once(loop: Any, *arguments: Any) -> Sequence[Tensor]:
+    return loop(*arguments)
 
 
 _library = torch.library.Library("hyperfast", "FRAGMENT")
