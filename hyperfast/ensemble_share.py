@@ -23,16 +23,18 @@ _SECONDS = 30
 
 
 class Ranks:
-    """The ranks of `group`, a process group or a DeviceMesh; None: this process alone."""
+    """The ranks of `group`, a process group or a DeviceMesh; None: this process alone. `call`: whose errors they are."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, call: str = "predict") -> None:
+        self.call = call
         self.group = None if group is None else process_group(group)
         self.rank = 0 if self.group is None else dist.get_rank(self.group)
         self.size = 1 if self.group is None else dist.get_world_size(self.group)
 
-    def members(self, total: int) -> range:
-        """This rank's, next to each other; no rank has two more than another."""
-        return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+    def members(self, total: int, rank: int | None = None) -> range:
+        """Those of `rank` (None: this one), next to each other; no rank has two more than another."""
+        rank = self.rank if rank is None else rank
+        return range(total * rank // self.size, total * (rank + 1) // self.size)
 
     def together(self, work: Callable[[], T], about: Callable[[T], Any]) -> T:
         """work() of this rank, after every rank's has ended and about(work()) is the same on all of them.
@@ -56,11 +58,25 @@ class Ranks:
             raise failure
         for rank, (error, _) in enumerate(every):
             if error is not None:
-                raise RuntimeError(f"predict failed on rank {rank} of the group: {error}")
+                raise RuntimeError(f"{self.call} failed on rank {rank} of the group: {error}")
         if any(other != mine for other in every):
             calls = "; ".join(f"rank {rank}: {about}" for rank, (_, about) in enumerate(every))
-            raise ValueError(f"group: every rank must call predict with the same arguments; got {calls}")
+            raise ValueError(f"group: every rank must call {self.call} with the same arguments; got {calls}")
         return found
+
+    def rows(self, mine: Tensor, total: int) -> Tensor:
+        """[total,...]: every rank's rows, one for each of its members; `mine` are this rank's."""
+        if self.group is None:
+            return mine
+        every = mine.new_empty(total, *mine.shape[1:])
+        with self.losses():
+            for rank in range(self.size):
+                share = self.members(total, rank)
+                part = every[share.start : share.stop]
+                if rank == self.rank:
+                    part.copy_(mine)
+                dist.broadcast(part, group=self.group, group_src=rank)
+        return every
 
     @contextlib.contextmanager
     def losses(self) -> Iterator[None]:
@@ -69,7 +85,7 @@ class Ranks:
             yield
         except RuntimeError as lost:
             words = str(lost).splitlines()[0]
-            raise RuntimeError(f"predict: another rank of the group was lost or does not answer: {words}") from lost
+            raise RuntimeError(f"{self.call}: another rank of the group was lost or does not answer: {words}") from lost
 
 
 class PartialSums:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ensemble_share import Ranks
 from .nn.target_net import TargetNet
 from .ops.checks import check_tensor
 from .ops.target_net_dropout import new_seed
@@ -28,6 +29,7 @@ def train(
     same_batches: bool = False,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    group: Any = None,
     **optim_kwargs: Any,
 ) -> Tensor:
     """Trains M ordinary networks at once: theta_m <- optimizer(theta_m, gradient of loss_m), for all m together.
@@ -57,12 +59,17 @@ def train(
         same_batches: whether all members see the same inputs and targets.
         batch_size: n, where batches are tensors.
         progress: called as progress(done, steps) after every step.
+        group: a torch.distributed process group or DeviceMesh of one dimension, whose ranks share the members out.
+            Every rank calls with the same arguments, and batches give what all members see; a rank takes its own
+            members' part. Each member is the network that one process would train, but for dropout, whose masks are
+            other ones; an optimiser that couples weights couples those of a rank.
 
     Returns:
-        theta [M,P], without gradient, on the inputs' device and in their dtype.
+        theta [M,P], without gradient, on the inputs' device and in their dtype; in a group, on every rank.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: another rank failed or was lost; how soon a lost one is noticed is the group's timeout.
     """
     net = TargetNet(template)
     if len(net.norms):
@@ -70,30 +77,39 @@ def train(
     for name, value in (("members", members), ("steps", steps), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < (name != "steps"):
             raise ValueError(f"{name} must be a whole number of at least {int(name != 'steps')}; got {value!r}")
-    generator = torch.Generator().manual_seed(seed)
-    initial = net.init(members, generator)
-    source = _as_batches(batches, members, batch_size, same_batches, generator)
-    theta: Tensor | None = None
-    stepper: Any = None
-    with torch.enable_grad():
-        for step in range(steps):
-            x, y = _checked_batch(source(step), members, same_batches)
-            if theta is None:
-                theta = initial.to(x.device, x.dtype).requires_grad_()
-                stepper = optimizer([theta], **optim_kwargs)
-            stepper.step(_closure(net, theta, x, y, loss_fn, same_batches, generator))
-            if progress is not None:
-                progress(step + 1, steps)
-    if theta is None:  # no step says what the data are, unless they are tensors
-        like = batches[0] if isinstance(batches, tuple) else initial
-        theta = initial.to(like.device, like.dtype)
-    return theta.detach()
+    ranks = Ranks(group, "train")
+    if members < ranks.size:
+        raise ValueError(f"members must be at least one for each of the {ranks.size} ranks; got {members}")
+    own = ranks.members(members)
+
+    def trained() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        initial = net.init(members, generator)[own.start : own.stop]
+        source = _as_batches(batches, members, own, batch_size, same_batches, generator)
+        theta: Tensor | None = None
+        stepper: Any = None
+        with torch.enable_grad():
+            for step in range(steps):
+                x, y = source(step)
+                if theta is None:
+                    theta = initial.to(x.device, x.dtype).requires_grad_()
+                    stepper = optimizer([theta], **optim_kwargs)
+                stepper.step(_closure(net, theta, x, y, loss_fn, same_batches, generator, ranks.rank))
+                if progress is not None:
+                    progress(step + 1, steps)
+        if theta is None:  # no step says what the data are, unless they are tensors
+            like = batches[0] if isinstance(batches, tuple) else initial
+            theta = initial.to(like.device, like.dtype)
+        return theta.detach()
+
+    mine = ranks.together(trained, lambda theta: (members, steps, theta.shape[1], str(theta.dtype)))
+    return ranks.rows(mine, members)
 
 
 def _as_batches(
-    batches: Batches, members: int, batch_size: int, same_batches: bool, generator: torch.Generator
-) -> Callable[[int], Any]:
-    """The batch of a step, for each form that batches may have."""
+    batches: Batches, members: int, own: range, batch_size: int, same_batches: bool, generator: torch.Generator
+) -> Callable[[int], Batch]:
+    """What `own` of the members see at a step, for each form that batches may have."""
     if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
         inputs = check_tensor("batches[0]", batches[0], tuple(range(1, 9)), "[n_total,...]")
         targets: Any = batches[1]
@@ -102,38 +118,50 @@ def _as_batches(
             raise ValueError(f"batches[1] must have a target for each of {total} inputs; got {tuple(targets.shape)}")
         if batch_size > total:
             raise ValueError(f"batch_size must be at most the {total} inputs in batches; got {batch_size}")
-        rows = _Rows(total, 1 if same_batches else members, batch_size, generator)
+        one = range(1)
+        rows = _Rows(total, *((1, one) if same_batches else (members, own)), batch_size, generator)
 
         def draw(step: int) -> Batch:
             index = rows.draw().to(inputs.device)
             index = index[0] if same_batches else index
-            return inputs[index], targets[index.to(targets.device)]
+            return _checked_batch((inputs[index], targets[index.to(targets.device)]), len(own), same_batches)
 
         return draw
+    source: Callable[[int], Any]
     if isinstance(batches, Iterable) and not isinstance(batches, Tensor | tuple):
-        return _Restarted(batches).draw
-    if callable(batches):
-        return batches
-    raise TypeError(
-        "batches must be a pair of tensors (inputs, targets), a function of the step or an iterable of pairs; "
-        f"got {type(batches).__name__}"
-    )
+        source = _Restarted(batches).draw
+    elif callable(batches):
+        source = batches
+    else:
+        raise TypeError(
+            "batches must be a pair of tensors (inputs, targets), a function of the step or an iterable of pairs; "
+            f"got {type(batches).__name__}"
+        )
+    part = slice(own.start, own.stop)
+
+    def draw_part(step: int) -> Batch:
+        x, y = _checked_batch(source(step), members, same_batches)
+        return x if same_batches else x[part], y[part]
+
+    return draw_part
 
 
 class _Rows:
-    """Random orders of `total` rows, one for each of `orders`, drawn anew in every epoch."""
+    """Random orders of `total` rows, drawn anew in every epoch: of `orders` of them those that are `kept`."""
 
-    def __init__(self, total: int, orders: int, batch_size: int, generator: torch.Generator) -> None:
-        self.size, self.generator = batch_size, generator
-        self.order = torch.empty(orders, total, dtype=torch.int32)  # as long as M data sets, so 4 bytes, not 8
+    def __init__(self, total: int, orders: int, kept: range, batch_size: int, generator: torch.Generator) -> None:
+        self.size, self.generator, self.orders, self.kept = batch_size, generator, orders, kept
+        self.order = torch.empty(len(kept), total, dtype=torch.int32)  # as long as M data sets, so 4 bytes, not 8
         self.at = total
 
     def draw(self) -> Tensor:
-        """The next rows, [orders, batch_size] int64."""
+        """The next rows, [kept, batch_size] int64."""
         if self.at + self.size > self.order.shape[1]:
             self.at = 0
-            for order in self.order:
-                order.copy_(torch.randperm(len(order), generator=self.generator))
+            for number in range(self.orders):
+                drawn = torch.randperm(self.order.shape[1], generator=self.generator)
+                if number in self.kept:
+                    self.order[number - self.kept.start] = drawn
         self.at += self.size
         return self.order[:, self.at - self.size : self.at].long()
 
@@ -168,11 +196,11 @@ def _checked_batch(batch: Any, members: int, same_batches: bool) -> Batch:
     return x, y.expand(members, *y.shape) if same_batches else y
 
 
-def _closure(net, theta, x, y, loss_fn, shared, generator) -> Callable[[], Tensor]:
+def _closure(net, theta, x, y, loss_fn, shared, generator, rank) -> Callable[[], Tensor]:
     """What an optimiser's step calls: the sum of the losses, with its gradient in theta.grad."""
 
     def closure() -> Tensor:
-        seed = new_seed("cpu", generator).to(x.device) if net.has_dropout else None
+        seed = new_seed("cpu", generator).to(x.device) + rank if net.has_dropout else None
         loss = loss_fn(net(x, theta, shared=shared, seed=seed), y)
         if not isinstance(loss, Tensor) or tuple(loss.shape) != (theta.shape[0],):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

@@ -72,7 +72,7 @@ GAN = {
 def train_hypergan(out, **settings):
     config = HyperGANConfig(
         **GAN | settings, images_a_network=4, validate_every=2, validation_networks=3,
-        baseline=Baseline(epochs=1, images=20, networks=4, q_hidden=4, r_hidden=4),
+        baseline=Baseline(epochs=1, images=20, networks=4, q_hidden=4, r_hidden=4, members=6, members_at_once=4),
     )  # fmt: skip
     hypergan.train(hypergan_mnist.TASK, config, some_parts((1, 28, 28)), out, CPU)
 
@@ -176,6 +176,7 @@ CASES = {
     "hypergan/mnist": train_hypergan,
     "hypergan/mnist, own images": lambda out: train_hypergan(out, own_images=True, padding=2, flip=True),
     "hypergan/mnist, mnfg": lambda out: train_hypergan(out, method="mnfg"),
+    "hypergan/mnist, ensemble": lambda out: train_hypergan(out, method="ensemble"),
     "hypergan/regression": train_regression,
     "hypernetworks/char_lm": train_char_lm,
     "hypernetworks/handwriting": train_handwriting,

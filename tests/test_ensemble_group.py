@@ -123,6 +123,70 @@ def test_20_a_killed_rank_is_an_error_not_a_hang(tmp_path):
     assert all("was lost or does not answer" in words for words in errors)
 
 
+# ---- training ---------------------------------------------------------------------------------------
+
+
+def trainings(group, scale=1.0, members=7):
+    """(theta of each form of batches, what progress was told)"""
+    template = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(40, 6, generator=generator), torch.randint(4, (40,), generator=generator)
+    own = torch.randn(5, 7, 8, 6, generator=generator), torch.randint(4, (5, 7, 8), generator=generator)
+    told: list[tuple[int, int]] = []
+
+    def loss(outputs, targets):
+        return scale * nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+
+    def train(batches, **more):
+        return hf.ensemble.train(template, members, batches, loss, steps=5, seed=3, group=group, lr=0.1, **more)
+
+    found = {
+        "tensors": train((x, y), batch_size=16, progress=lambda done, steps: told.append((done, steps))),
+        "the same tensors": train((x, y), batch_size=16, same_batches=True, optimizer=torch.optim.SGD),
+        "a function": train(lambda step: (own[0][step], own[1][step])),
+        "an iterable": train([(x[:8], y[:8]), (x[8:16], y[8:16])], same_batches=True),
+        "no step": hf.ensemble.train(template, members, (x, y), loss, steps=0, group=group),
+    }
+    return found, told
+
+
+def trained(rank, world):
+    group = dist.group.WORLD
+    found, told = trainings(group)
+    errors = [
+        failure(lambda: trainings(group, members=1)),
+        failure(lambda: trainings(group, members=7 - rank)),
+        failure(lambda: trainings(group, scale="nothing" if rank == 1 else 1.0)),
+    ]
+    return found, told, errors
+
+
+def test_20_ranks_train_the_networks_of_one_process(tmp_path):
+    expected, told = trainings(None)
+    for rank, (found, heard, (few, other, failed)) in enumerate(on_ranks(trained, 2, tmp_path)):
+        assert heard == told == [(step, 5) for step in range(1, 6)]
+        for name, theta in expected.items():
+            assert torch.equal(found[name], theta), name
+        assert few == "ValueError: members must be at least one for each of the 2 ranks; got 1"
+        assert other.startswith("ValueError: group: every rank must call train with the same arguments")
+        assert failed.startswith("TypeError" if rank == 1 else "RuntimeError: train failed on rank 1")
+
+
+def one_dies_in_training(rank, world):
+    def progress(done, steps):
+        if rank == world - 1:
+            os._exit(1)
+
+    template, data = nn.Sequential(nn.Linear(6, 4)), (torch.randn(40, 6), torch.randn(40, 4))
+    loss = lambda outputs, targets: (outputs - targets).square().mean((1, 2))
+    hf.ensemble.train(template, 4, data, loss, steps=3, progress=progress, group=dist.group.WORLD)
+
+
+def test_20_a_rank_killed_in_training_is_an_error_not_a_hang(tmp_path):
+    errors = errors_after_a_loss(one_dies_in_training, 2, tmp_path)
+    assert all("train: another rank of the group was lost or does not answer" in words for words in errors)
+
+
 # ---- going on ---------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,11 @@ def sharing(group: Any) -> Iterator[None]:
         _group = before
 
 
+def group() -> Any:
+    """The process group of those that work together; None: this process works alone."""
+    return _group
+
+
 def count() -> int:
     """How many ranks there are."""
     return 1 if _group is None else dist.get_world_size(_group)

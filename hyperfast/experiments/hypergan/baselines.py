@@ -14,7 +14,7 @@ from ... import ensemble
 from ...data import Labelled
 from ...models import MultiplicativeFlows, NoiseStream
 from ...nn import TargetNet
-from .. import checkpoint, variational
+from .. import checkpoint, ranks, variational
 from ..experiment import Trained
 from ..loop import Training
 from ..loop import run as run_loop
@@ -93,6 +93,12 @@ def _train_networks(
     template = task.template(dropout=settings.dropout) if config.method == "dropout" else task.template()
     networks = Networks(_members(config), net.num_weights).to(device)
     groups = networks.theta.detach().split(settings.members_at_once)
+    shared = config.method == "ensemble"  # dropout is one network's, and has nothing to share
+    if shared and len(groups[-1]) < ranks.count():
+        raise ValueError(
+            f"config.baseline.members, {settings.members}, leaves {len(groups[-1])} of the last "
+            f"{settings.members_at_once} for {ranks.count()} ranks"
+        )
 
     def step(number: int) -> dict[str, float]:
         seed = generator_at(config.seed, number).initial_seed()
@@ -105,7 +111,7 @@ def _train_networks(
 
         found = ensemble.train(
             template, len(groups[number]), batch, cross_entropies, steps=settings.steps(len(training)), seed=seed,
-            lr=settings.learning_rate,
+            lr=settings.learning_rate, group=ranks.group(),
         )  # fmt: skip
         groups[number].copy_(found)
         return dict(zip(("loss", "accuracy"), mean_scores(net, found, validation), strict=True))
@@ -114,7 +120,7 @@ def _train_networks(
         # A step is a whole training: each is logged, validated and saved.
         task.name, replace(config, log_every=1, checkpoint_every=1, validate_every=1), MAY_DIFFER, len(groups), networks,
         torch.optim.SGD(networks.parameters()),  # the loop wants one to save; it has no state
-        step=step, metrics=("loss", "accuracy"), shows="validation cross-entropy {loss:.3f}, {accuracy:.2%} right",
+        step=step, shares="baseline.members_at_once" * shared, metrics=("loss", "accuracy"), shows="validation cross-entropy {loss:.3f}, {accuracy:.2%} right",
     )  # fmt: skip
 
 
