@@ -57,6 +57,10 @@ gpu:
 	    tests/test_nn_entropy.py tests/test_kde.py tests/test_cuda_graphs.py tests/test_hyper_lstm.py \
 	    tests/test_hyper_lstm_rnn.py tests/test_tiled_conv.py tests/test_tiled_conv_layers.py \
 	    tests/test_coord_grid.py tests/test_coord_grid_norms.py | tee $(OUT)/tests.txt
+	set -o pipefail; for tool in memcheck racecheck initcheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(PYTHON) -m pytest -q tests -m gpu -k test_28 || exit 1; \
+	done | tee $(OUT)/sanitizers.txt
 	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
 	$(PYTHON) -m hyperfast.cli profile --device cuda --trace $(OUT)/trace.json | tee $(OUT)/profile.txt
 gpu: SHELL := /bin/bash

@@ -242,6 +242,39 @@ class OpContract:
                 for ours, expected in zip(grads, torch.func.grad(loss, argnums=every)(*one), strict=True):
                     torch.testing.assert_close(ours[s], expected)
 
+    # ---- on a GPU -------------------------------------------------------------------------------
+
+    def on_cuda(self):
+        """A function of nothing: [output, a gradient for every input] of inputs that stay where they are."""
+        inputs = [t.cuda().requires_grad_() for t in self.inputs("medium")]
+
+        def step() -> list[Tensor]:
+            y = self.call(*inputs)
+            return [y.detach(), *torch.autograd.grad(y, inputs, torch.ones_like(y))]
+
+        return step
+
+    @pytest.mark.gpu
+    def test_28_one_step(self):
+        """What `make gpu` runs under compute-sanitizer."""
+        assert all(t.isfinite().all() for t in self.on_cuda()())
+
+    @pytest.mark.gpu
+    def test_29_on_a_side_stream_and_in_a_graph(self):
+        step, side = self.on_cuda(), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            expected = step()  # compiles, which a capture must not
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+        for _ in range(100):
+            for t in found:
+                t.fill_(torch.nan)
+            graph.replay()
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
 
 def resident() -> int:
     """Bytes of this process in memory."""
