@@ -1,4 +1,7 @@
-"""A benchmark as data: inputs, the implementations to compare, and the reference that gates them."""
+"""A benchmark as data: inputs, the implementations to compare, and the reference that gates them.
+
+A family's cases(device), "cpu" or "cuda", are those of its module: larger ones on a GPU, and its own peers.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .case import Case, Implementation
 PATCH, STRIDE, WIDTHS = 16, 8, (3, 32, 64, 256, 64, 3)
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     return [_case("512x512", 128, 4), _case("96x96", 48, 2)]
 
 

@@ -17,23 +17,27 @@ from .case import Case
 from .target_net import _weights
 from .target_net_cnn import Network, _layers, baselines, grouped, make_inputs, reference_of
 
-MEMBERS, ROWS = 64, 256
+# Members, rows, and of how many members a baseline holds the activations at once: all of them, but for a GPU's size.
+SIZES = {"cpu": (64, 256, 64), "cuda": (1000, 10_000, 10)}
 REDUCTIONS = ("mean_prob", "votes", "entropy")
 Reduced = tuple[Tensor, ...]
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     small = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
     cnn = targets.deutsch_mnist()
+    sizes = SIZES[device]
     return [
-        _case("mlp 64x256", small, (784,), _one_wide_product(small)),
-        _case("cnn deutsch 64x256", cnn, (1, 28, 28), _one_wide_convolution(cnn)),
-        _generated(),
+        _case("mlp", small, (784,), _one_wide_product(small), *sizes),
+        _case("cnn deutsch", cnn, (1, 28, 28), _one_wide_convolution(cnn), *sizes),
+        _generated(*SIZES["cpu"][:2]),
         ensemble_train.case(32),
     ]
 
 
-def _case(name: str, template: nn.Sequential, row: tuple[int, ...], careful: Network) -> Case:
+def _case(
+    name: str, template: nn.Sequential, row: tuple[int, ...], careful: Network, members: int, rows: int, at_once: int
+) -> Case:
     net = hf.nn.TargetNet(template)
 
     def ours(x: Tensor, theta: Tensor) -> Reduced:
@@ -41,23 +45,23 @@ def _case(name: str, template: nn.Sequential, row: tuple[int, ...], careful: Net
         return r.mean_prob, r.votes, r.entropy
 
     def reduced(network: Network):
-        return lambda x, theta: _reduce(network(x, theta))
+        return lambda x, theta: _reduce(torch.cat([network(x, part) for part in theta.split(at_once)]))
 
     return Case(
         family="ensemble",
-        name=name,
-        shape={"M": MEMBERS, "N": ROWS, "row": list(row), "P": net.num_weights},
-        inputs=lambda device: make_inputs(net, MEMBERS, (ROWS, *row), device),
+        name=f"{name} {members}x{rows}",
+        shape={"M": members, "N": rows, "row": list(row), "P": net.num_weights},
+        inputs=lambda device: make_inputs(net, members, (rows, *row), device),
         ours=ours,
         reference=reduced(lambda x, theta: reference_of(net, x, theta)),
         baselines={name: reduced(network) for name, network in (baselines(template) | {"careful": careful}).items()},
-        flops=MEMBERS * ROWS * net.plan.flops_per_row(row),
-        bytes=4 * (MEMBERS * net.num_weights + ROWS * torch.Size(row).numel()),
+        flops=members * rows * net.plan.flops_per_row(row),
+        bytes=4 * (members * net.num_weights + rows * torch.Size(row).numel()),
     )
 
 
-def _generated() -> Case:
-    """Generation and inference together: noise -> Deutsch's hypernetwork -> 64 networks -> their ensemble."""
+def _generated(members: int, rows: int) -> Case:
+    """Generation and inference together: noise -> Deutsch's hypernetwork -> networks -> their ensemble."""
     template = targets.deutsch_mnist()
     net = hf.nn.TargetNet(template)
     torch.manual_seed(0)
@@ -73,7 +77,7 @@ def _generated() -> Case:
         return generators[z.dtype].to(z.device)(z)
 
     def ours(x: Tensor, z: Tensor) -> Reduced:
-        r = hf.ensemble.predict(net, x, (lambda indices: generate(z[indices.to(z.device)]), MEMBERS), REDUCTIONS)
+        r = hf.ensemble.predict(net, x, (lambda indices: generate(z[indices.to(z.device)]), members), REDUCTIONS)
         return r.mean_prob, r.votes, r.entropy
 
     def generated(network: Network):
@@ -81,8 +85,8 @@ def _generated() -> Case:
 
     def inputs(device: torch.device) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(ROWS, 1, 28, 28, generator=generator)
-        z = torch.rand(MEMBERS, single.noise_size, generator=generator) * 2 - 1
+        x = torch.rand(rows, 1, 28, 28, generator=generator)
+        z = torch.rand(members, single.noise_size, generator=generator) * 2 - 1
         return x.to(device), z.to(device)
 
     layers = [m for m in single.modules() if isinstance(m, nn.Linear)]
@@ -91,18 +95,18 @@ def _generated() -> Case:
         for count, generator in zip(single.filters, single.generators, strict=True)
     )
     extractor = sum(2 * m.weight.numel() for m in single.extractor if isinstance(m, nn.Linear))
-    forward = ROWS * net.plan.flops_per_row((1, 28, 28))
+    forward = rows * net.plan.flops_per_row((1, 28, 28))
     return Case(
         family="ensemble",
-        name="generated cnn deutsch 64x256",
-        shape={"M": MEMBERS, "N": ROWS, "row": [1, 28, 28], "P": net.num_weights},
+        name=f"generated cnn deutsch {members}x{rows}",
+        shape={"M": members, "N": rows, "row": [1, 28, 28], "P": net.num_weights},
         inputs=inputs,
         ours=ours,
         reference=generated(lambda x, theta: reference_of(net, x, theta)),
         baselines={name: generated(network) for name, network in baselines(template).items() if name != "careful"},
-        flops=MEMBERS * (forward + per_code + extractor),
+        flops=members * (forward + per_code + extractor),
         bytes=4
-        * (MEMBERS * (net.num_weights + single.noise_size) + ROWS * 784 + sum(m.weight.numel() for m in layers)),
+        * (members * (net.num_weights + single.noise_size) + rows * 784 + sum(m.weight.numel() for m in layers)),
         compiled=(),
     )
 

@@ -15,7 +15,7 @@ from hyperfast.reference import gauge as reference
 from .case import Case
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     net = hf.nn.TargetNet(targets.deutsch_mnist())
     return [_case(net, networks) for networks in (32, 1000)]
 

@@ -17,7 +17,7 @@ B, L, N = 32, 28 * 28, 400
 SAMPLES_AT_ONCE = 4  # 5 MB of pairs
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """Training's: the gradient of the generated points alone; and every gradient. All weights are positive."""
     pairs = B * L * N
     return [

@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     print(f"ceilings: product {rates['product']:.0f} GFLOP/s, copy {rates['copy']:.1f} GB/s")
     cases = [
-        case for family in families for case in importlib.import_module(f"{__package__}.{family}").cases()
+        case for family in families for case in importlib.import_module(f"{__package__}.{family}").cases(device.type)
         if options.case in case.name and not case.long
     ]  # fmt: skip
     if not cases:

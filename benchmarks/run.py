@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     target = options.json or (None if options.quick else RESULTS / f"{_slug(where['device'])}.json")
     names = [n for n in options.baseline.split(",") if n]
     for family in families:
-        every = importlib.import_module(f"{__package__}.{family}").cases()
+        every = importlib.import_module(f"{__package__}.{family}").cases(device.type)
         for case in (case for case in every if options.case in case.name and not (options.quick and case.long)):
             try:
                 error, eager_error = gate(case, device)

@@ -77,6 +77,20 @@ def vmap(mlp: MLP):
     return torch.func.vmap(one)
 
 
+def grouped_mm(mlp: MLP):
+    """torch._grouped_mm, which takes bfloat16 in rows of whole 16 bytes; the narrow first and last layers batched."""
+
+    def run(x: Tensor, theta: Tensor) -> Tensor:
+        for weight, bias, activation in _weights(theta, mlp):
+            fits = x.dtype == torch.bfloat16 and all(size % 8 == 0 for size in weight.shape[1:])
+            product = torch._grouped_mm if fits else torch.bmm
+            # Its own copy: views of theta begin anywhere.
+            x = activate(activation, product(x, weight.clone().transpose(1, 2)) + bias.unsqueeze(1))
+        return x
+
+    return run
+
+
 def _hypnettorch(mlp: MLP):
     """Its network, which takes the weights of one at a time."""
 
@@ -93,21 +107,24 @@ def _hypnettorch(mlp: MLP):
     return run
 
 
-def _case(name: str, mlp: MLP, networks: int, rows: int) -> Case:
+def _case(name: str, mlp: MLP, networks: int, rows: int, dtype: torch.dtype = torch.float32) -> Case:
     weights = networks * mlp.num_weights
     values = networks * rows * (mlp.widths[0] + mlp.widths[-1])
     peers, _ = installed({"hypnettorch": ("hypnettorch", _hypnettorch(mlp))})
+    if dtype == torch.bfloat16:
+        peers["grouped_mm"] = grouped_mm(mlp)
     return Case(
         family="target_net",
         name=name,
         shape={"B": networks, "N": rows, "widths": list(mlp.widths)},
-        inputs=lambda device: make_inputs(mlp, networks, rows, device=device),
+        inputs=lambda device: tuple(t.to(dtype) for t in make_inputs(mlp, networks, rows, device=device)),
         ours=lambda x, theta: run_mlp(x, theta, mlp),
         reference=lambda x, theta: reference.batched_mlp(x, theta, None, mlp),
         baselines={"eager": eager(mlp), "careful": careful(mlp), "loop": loop(mlp), "vmap": vmap(mlp), **peers},
         flops=networks * rows * mlp.flops_per_row,
-        bytes=4 * (weights + values),
+        bytes=dtype.itemsize * (weights + values),
         gradient_of=(1,),
+        dtype=dtype,
     )
 
 
@@ -116,12 +133,21 @@ def _mlp(widths: tuple[int, ...], hidden: str, last: str) -> MLP:
     return MLP(widths, (Activation.of(hidden),) * (depth - 1) + (Activation.of(last),), (True,) * depth)
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     image = _mlp((2, 32, 64, 256, 64, 3), "cos", "sigmoid")
     curve = _mlp((1, 100, 1), "relu", "identity")
     return [
         _case("mlp 256x1024", image, 256, 1024),
         _case("mlp 1024x64", image, 1024, 64),
         _case("mlp 1-100-1", curve, 1000, 20),
-        *target_net_cnn.cases(),
+        *(low_precision(image) if device == "cuda" else ()),
+        *target_net_cnn.cases(device),
+    ]
+
+
+def low_precision(mlp: MLP) -> list[Case]:
+    """Of a GPU: few rows a network, which is bound by reading theta, and many."""
+    return [
+        _case(f"mlp {networks}x{rows} bfloat16", mlp, networks, rows, torch.bfloat16)
+        for networks, rows in ((4096, 64), (256, 1024))
     ]

@@ -18,7 +18,7 @@ Z = HIDDEN = 64
 TILE, KERNEL = (16, 16), (3, 3)
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     return [
         _case("wrn 40-1", reference.wide_resnet(1)),
         _case("wrn 40-2", reference.wide_resnet(2)),

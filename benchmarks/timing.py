@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,19 @@ def ceilings_of(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Cal
     }
 
 
+# More than a GPU's L2.
+_FLUSHED_BYTES = 1 << 28
+
+
+@cache
+def _flushed(device: torch.device) -> Tensor:
+    return torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=device)
+
+
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Of one call; on a GPU with inputs that are not in its L2."""
     if device.type == "cuda":
+        _flushed(device).zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         call()

@@ -106,6 +106,28 @@ def test_hyper_lstm_cases_and_their_baselines():
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3, msg=name)
 
 
+def assert_gated(case):
+    """The gate, and that every baseline computes the same within the type's rounding."""
+    run.gate(case, CPU)
+    inputs = case.inputs(CPU)
+    expected = run._values(case, case.reference, tuple(t.double() for t in inputs))
+    for name, baseline in case.baselines.items():
+        for got, value in zip(run._values(case, baseline, inputs), expected, strict=True):
+            assert (got - value).norm() <= 4 * torch.finfo(case.dtype).eps * value.norm(), name
+
+
+def test_a_gpu_s_cases():
+    """Their code, at sizes that a CPU computes: low precision, baselines that take an ensemble in parts."""
+    assert_gated(target_net._case("small", target_net._mlp((2, 16, 32, 3), "cos", "sigmoid"), 4, 16, torch.bfloat16))
+    template = torch.nn.Sequential(torch.nn.Linear(784, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
+    assert_gated(ensemble._case("mlp", template, (784,), ensemble._one_wide_product(template), 5, 30, 2))
+    for family in (coord_grid, ensemble, gauge, hyper_lstm, kde, nn_entropy, target_net, tiled_conv):
+        names = [case.title for case in family.cases("cuda")]
+        assert len(set(names)) == len(names) >= 1
+    assert "nn_entropy/N=10000" in [case.title for case in nn_entropy.cases("cuda")]
+    assert not {"scikit-learn", "faiss"} & {name for case in nn_entropy.cases("cuda") for name in case.baselines}
+
+
 def test_the_longest_cases_are_not_quick():
     assert [case.name for case in nn_entropy.cases() if not case.long] == ["N=32", "N=200", "N=1000"]
 
