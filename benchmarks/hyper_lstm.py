@@ -30,6 +30,7 @@ def cases(device: str = "cpu") -> list[Case]:
         _case("enwik8 B=16", 16, 250, 205, 1800, 256, 64, long=True),
         _case("enwik8 H=2048, B=16", 16, 250, 205, 2048, 512, 64, long=True),
         *hyper_lstm_rnn.cases(device),
+        *(plain_cases() if device == "cuda" else ()),
     ]
 
 
@@ -64,6 +65,45 @@ def _case(
         compiled=(),
         yardsticks=("nn.LSTM",),
         long=long,
+    )
+
+
+def plain_cases() -> list[Case]:
+    """Without a hyper cell and layer norm, against cuDNN, which has kernels of its own for H up to 1024."""
+    types = torch.float32, torch.bfloat16, torch.float16
+    return [
+        _plain(f"lstm H={h}, {str(t).removeprefix('torch.')}", 128, STEPS, 50, h, t)
+        for h in (1000, 1024)
+        for t in types
+    ]
+
+
+def _plain(name: str, batch: int, steps: int, i: int, h: int, dtype: torch.dtype) -> Case:
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        x, state, w, *_ = reference.make_inputs(steps, batch, i, h, 1, 1, layer_norm=False, device=device)
+        return tuple(t.to(dtype) for t in (x, *state.main, *w[:3]))
+
+    def state_of(h: Tensor, c: Tensor) -> HyperState:
+        none = h.new_empty(batch, 0)
+        return HyperState(LSTMState(h, c), LSTMState(none, none))
+
+    def exact(x: Tensor, h: Tensor, c: Tensor, *w: Tensor) -> Tensor:
+        return reference.hyper_lstm(x, [batch] * steps, state_of(h, c), Cell(*w), None, None, Options()).h
+
+    products = 4 * h * (h + i)
+    return Case(
+        family="hyper_lstm",
+        name=name,
+        shape={"B": batch, "T": steps, "I": i, "H": h},
+        inputs=inputs,
+        ours=lambda x, h, c, *w: hyper_lstm(x, state_of(h, c), Cell(*w)).h,
+        reference=exact,
+        baselines={"eager": _torch_lstm},
+        flops=2 * steps * batch * products,
+        bytes=steps * dtype.itemsize * products,
+        gradient_of=(0, 3, 4, 5),
+        dtype=dtype,
+        compiled=(),
     )
 
 
@@ -180,7 +220,10 @@ def _compiled_step() -> Any:
 
 def plain_lstm(*tensors: Tensor) -> Tensor:
     """nn.LSTM's recurrence of this size, a yardstick: no scales, no layer norm, another function."""
-    x, h, c, weights = tensors[0], tensors[1], tensors[2], [*tensors[5:8], torch.zeros_like(tensors[7])]
-    rows = x.unflatten(0, (-1, h.shape[0]))
-    state = (h.unsqueeze(0), c.unsqueeze(0))
+    return _torch_lstm(*tensors[:3], *tensors[5:8])
+
+
+def _torch_lstm(x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -> Tensor:
+    rows, state = x.unflatten(0, (-1, h.shape[0])), (h.unsqueeze(0), c.unsqueeze(0))
+    weights = [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
     return torch._VF.lstm(rows, state, weights, True, 1, 0.0, False, False, False)[0].flatten(0, 1)

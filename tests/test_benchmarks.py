@@ -121,6 +121,8 @@ def test_a_gpu_s_cases():
     assert_gated(target_net._case("small", target_net._mlp((2, 16, 32, 3), "cos", "sigmoid"), 4, 16, torch.bfloat16))
     template = torch.nn.Sequential(torch.nn.Linear(784, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
     assert_gated(ensemble._case("mlp", template, (784,), ensemble._one_wide_product(template), 5, 30, 2))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_gated(hyper_lstm._plain("small", 3, 5, 4, 16, dtype))
     for family in (coord_grid, ensemble, gauge, hyper_lstm, kde, nn_entropy, target_net, tiled_conv):
         names = [case.title for case in family.cases("cuda")]
         assert len(set(names)) == len(names) >= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..experiment import Experiment
 from ..loop import BEST, CHECKPOINT, Training, report
 from ..loop import run as run_loop
 from ..settings import LOOP_MAY_DIFFER, LoopConfig, check_at_least
+from ..tables import write_json
 from ..training import EpochBatches, descend_unclipped, generator_at, seeded
 from .figures import loss_curves
 
@@ -178,7 +178,7 @@ class Classification:
             about[f"{name}_loss"], about[f"{name}_error"] = measured(model, part)
             print(f"step {step}: {name} error {about[f'{name}_error']:.2%} of {len(part)} images, {parts.title}")
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(out / "evaluation.json", about)
         others = [Path(folder) for folder in settings.beside]
         nets = [Net(path.parent.name, config, model), *(self._net(folder, device) for folder in others)]
         if any(net.config.images != config.images for net in nets):

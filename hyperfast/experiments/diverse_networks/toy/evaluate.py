@@ -1,52 +1,17 @@
-"""The path that the hypernetwork's points lie on: its values, its density, and the peaks it passes (figure 1)."""
+"""`hyperfast evaluate diverse_networks/toy`: the path in numbers."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from ....ops import nearest_neighbor
+from ...tables import write_csv, write_json
 from .config import Evaluation
 from .figures import draw
-from .mixture import DEVIATIONS, MEANS, value
+from .path import peaks, trace
 from .train import load_hypernetwork
-
-
-@dataclass(frozen=True)
-class Path1D:
-    """The images of equally spaced z."""
-
-    z: Tensor
-    """[n] in [-1, 1]."""
-    y: Tensor
-    """[n,2]."""
-    value: Tensor
-    """[n]: f(y)."""
-    distance: Tensor
-    """[n], to the nearest other point."""
-
-
-@torch.no_grad()
-def trace(hypernetwork: nn.Module, settings: Evaluation, device: torch.device) -> Path1D:
-    """The path at settings.points values of z."""
-    z = torch.linspace(-1, 1, settings.points, device=device)
-    y = hypernetwork(z.unsqueeze(1))
-    return Path1D(z, y, value(y), nearest_neighbor(y)[0])
-
-
-def peaks(path: Path1D) -> list[dict[str, float]]:
-    """For each component: how near the path comes to its mean, in its standard deviations, and f there."""
-    means = torch.tensor(MEANS, dtype=path.y.dtype, device=path.y.device)
-    nearest = torch.cdist(means, path.y).min(1).values.tolist()
-    return [
-        {"component": i, "mean_x": x, "mean_y": y, "nearest_in_deviations": d / s, "value_at_mean": f}
-        for i, ((x, y), d, s, f) in enumerate(zip(MEANS, nearest, DEVIATIONS, value(means).tolist(), strict=True))
-    ]
 
 
 def run(
@@ -57,11 +22,11 @@ def run(
     found = trace(hypernetwork, settings, device)
     rows = peaks(found)
     out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / "peaks.csv", rows)
+    write_csv(out / "peaks.csv", [_rounded(row) for row in rows])
     names = ("z", "x", "y", "value", "distance")
     columns = (found.z, *found.y.T, found.value, found.distance)
     points = zip(*(column.tolist() for column in columns), strict=True)
-    _write_csv(out / "path.csv", [dict(zip(names, point, strict=True)) for point in points])
+    write_csv(out / "path.csv", [_rounded(dict(zip(names, point, strict=True))) for point in points])
     distances = [row["nearest_in_deviations"] for row in rows]
     about = {
         "checkpoint": str(path),
@@ -72,7 +37,7 @@ def run(
         "farthest_peak_in_deviations": max(distances),
         "peaks_within_one_deviation": sum(d < 1 for d in distances),
     }
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(out / "evaluation.json", about)
     print(
         f"{settings.points} points, mean f {about['mean_value']:.3f}, path of length {about['length']:.1f}; it passes "
         f"{about['peaks_within_one_deviation']} of {len(rows)} means within one standard deviation, "
@@ -81,8 +46,5 @@ def run(
     print("\n".join(str(p) for p in draw(figures, found, path.parent, out)))
 
 
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({name: f"{number:.7g}" for name, number in row.items()} for row in rows)
+def _rounded(row: dict[str, float]) -> dict[str, str]:
+    return {name: f"{number:.7g}" for name, number in row.items()}

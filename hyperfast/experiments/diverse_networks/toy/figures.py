@@ -14,7 +14,7 @@ from .mixture import value
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .evaluate import Path1D
+    from .path import Path1D
 
 FIGURES = ("points", "profile", "training")
 _COLOURS = "plasma"  # of z, in both parts of figure 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ....models import BranchedHypernetwork
 from ....nn import TargetNet
+from ...tables import write_json
 from .config import Evaluation
 from .figures import Drawn, draw
 from .train import circle, cross_entropy, distribution, load, pixels, read, scores
@@ -61,7 +61,7 @@ def run(
         "cross_entropy_of_points_drawn_from_the_picture": own.mean().item(),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(out / "evaluation.json", about)
     print(
         f"step {step}: cross-entropy {about['cross_entropy']:.3f} nats over {len(test)} test pictures; of {config.points} "
         f"points drawn from the picture itself {about['cross_entropy_of_points_drawn_from_the_picture']:.3f}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import time
 from dataclasses import asdict
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from ....data.bicubic import resize_bicubic
 from ....models import FunctionalImage
+from ...tables import write_csv, write_json
 from ...training import ProgressBar
 from .config import Config, Evaluation
 from .figures import FIGURES, Compared, draw
@@ -75,15 +74,12 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     table, drawn = rows(model, config, settings, data_root, device)
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(out / "table.csv", table)
     about = {
         "checkpoint": str(path), "step": step, "settings": asdict(settings), "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.perf_counter() - begun, "table": table,
     }  # fmt: skip
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(out / "evaluation.json", about)
     for row in table:
         print(
             f"{row['set']} x{row['scale']:g}: {row['psnr']:.2f} dB, {row['ssim']:.4f}; bicubic {row['bicubic_psnr']:.2f} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from ....data import Text
 from ....nn import HyperLSTM
 from ....reference.hyper_lstm import LAYER_NORM_EPSILON
+from ...tables import write_json
 from ..recurrence import weight_changes
 from .config import Evaluation
 from .figures import draw
@@ -64,7 +64,7 @@ def run(
         about[f"{name}_bits_per_character"] = model.bits_per_character(part)
         about[f"{name}_characters"] = len(part) - 1
     about["parameters"] = sum(p.numel() for p in model.parameters())
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(out / "evaluation.json", about)
     drawn = samples(model, text, settings)
     (out / "samples.txt").write_text("\n\n".join(f"temperature {t}\n\n{sample}" for t, sample in drawn.items()) + "\n")
     print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ....data import load_handwriting
 from ....nn import HyperLSTM
+from ...tables import write_json
 from ..recurrence import weight_changes
 from .config import Evaluation
 from .figures import draw
@@ -43,7 +43,7 @@ def run(
         if lines:  # the split of Graves has no test lines
             about[f"{name}_log_loss"] = model.mean_log_loss(lines)
             print(f"step {step}: {name} {about[f'{name}_log_loss']:.2f} nats a line, {len(lines)} lines")
-    (out / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(out / "evaluation.json", about)
     if not figures:
         return
     generator = torch.Generator().manual_seed(settings.seed)
