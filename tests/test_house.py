@@ -16,7 +16,7 @@ SHARED = {
     "hyperfast/ops": {"__init__", "batched", "checks", "process_group"},
     "hyperfast/reference": {"__init__"},
     "hyperfast/nn": {"__init__", "compiler", "layers"},
-    "kernels": {"__init__", "common", "product"},
+    "kernels": {"__init__", "common", "product", "cuda_graphs"},
     "csrc": set(),
     "csrc/cpu": set(),
     "csrc/ops": {"networks", "tensors", "workspace"},
