@@ -96,7 +96,7 @@ def run(
     if seed is None or (options.recurrent_dropout == 0 and options.hyper_recurrent_dropout == 0):
         seed = x.new_empty(0, dtype=torch.int64)
     if batch_sizes is None:
-        batch_sizes = torch.empty(0, dtype=torch.int64)
+        batch_sizes = x.new_empty(0, dtype=torch.int64)  # a tensor on the CPU would keep inductor from CUDA graphs
     if chosen == "reference":
         return evaluate(given, batch_sizes, seed, options)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
