@@ -29,7 +29,7 @@ def cases(device: str = "cpu") -> list[Case]:
         # Not 128 sequences: eager's gradient in float64, which the gate takes, would need more than 15 GB.
         _case("enwik8 B=16", 16, 250, 205, 1800, 256, 64, long=True),
         _case("enwik8 H=2048, B=16", 16, 250, 205, 2048, 512, 64, long=True),
-        *hyper_lstm_rnn.cases(device),
+        *hyper_lstm_rnn.cases(),
         *(plain_cases() if device == "cuda" else ()),
     ]
 

@@ -19,7 +19,7 @@ from .case import Case
 STEPS = 100
 
 
-def cases(device: str = "cpu") -> list[Case]:
+def cases() -> list[Case]:
     return [
         _case("rnn B=128", 128, STEPS, 50, 1000, 128, 4),
         _case("rnn B=16", 16, STEPS, 50, 1000, 128, 4),

@@ -141,7 +141,7 @@ def cases(device: str = "cpu") -> list[Case]:
         _case("mlp 1024x64", image, 1024, 64),
         _case("mlp 1-100-1", curve, 1000, 20),
         *(low_precision(image) if device == "cuda" else ()),
-        *target_net_cnn.cases(device),
+        *target_net_cnn.cases(),
     ]
 
 

@@ -18,7 +18,7 @@ from .case import Case
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
-def cases(device: str = "cpu") -> list[Case]:
+def cases() -> list[Case]:
     return [
         _case("cnn deutsch 32x32", targets.deutsch_mnist(), 32, 32, (1, 28, 28)),
         _case("cnn hypergan mnist 32x32", targets.hypergan_mnist(), 32, 32, (1, 28, 28)),

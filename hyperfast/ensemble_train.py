@@ -118,8 +118,8 @@ def _as_batches(
             raise ValueError(f"batches[1] must have a target for each of {total} inputs; got {tuple(targets.shape)}")
         if batch_size > total:
             raise ValueError(f"batch_size must be at most the {total} inputs in batches; got {batch_size}")
-        one = range(1)
-        rows = _Rows(total, *((1, one) if same_batches else (members, own)), batch_size, generator)
+        orders, kept = (1, range(1)) if same_batches else (members, own)
+        rows = _Rows(total, orders, kept, batch_size, generator)
 
         def draw(step: int) -> Batch:
             index = rows.draw().to(inputs.device)

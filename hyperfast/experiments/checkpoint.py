@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -33,19 +34,25 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, about). Raises ValueError that names the file where it is truncated or foreign."""
+    with _opened(path) as (file, about):
+        return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118  (not a dict)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(the safetensors file, about), no tensor read yet; errors inside are load's."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             about = (file.metadata() or {}).get("hyperfast")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            if about is None:
+                raise ValueError(f"{path} is a safetensors file, but not a checkpoint of hyperfast")
+            yield file, json.loads(about)
     except FileNotFoundError as problem:
         raise FileNotFoundError(f"there is no checkpoint {path}") from problem
     except (SafetensorError, OSError) as problem:
         raise ValueError(f"{path} is not a readable safetensors checkpoint: {problem}") from problem
-    if about is None:
-        raise ValueError(f"{path} is a safetensors file, but not a checkpoint of hyperfast")
-    return tensors, json.loads(about)
 
 
 # ---- the state of a training ------------------------------------------------------------------------
@@ -85,11 +92,22 @@ def resume(
 def load_training(path: Path, experiment: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state, about) of a checkpoint of that experiment; ValueError where it is of something else."""
     state, about = load(path)
+    _check_experiment(path, about, experiment)
+    return state, about
+
+
+def load_config(kind: type[C], path: Path, experiment: str) -> C:
+    """The config, a `kind`, of a checkpoint of that experiment, without reading its tensors; errors as load_training."""
+    with _opened(path) as (_, about):
+        _check_experiment(path, about, experiment)
+        return config_from(kind, about["config"], path)
+
+
+def _check_experiment(path: Path, about: Mapping[str, Any], experiment: str) -> None:
     if about.get("experiment") != experiment or not {"step", "config"} <= about.keys():
         raise ValueError(
             f"{path} is no checkpoint of {experiment}, but of {about.get('experiment') or 'no experiment'}"
         )
-    return state, about
 
 
 def load_with_config(kind: type[C], path: Path, experiment: str) -> tuple[dict[str, Tensor], C, int]:

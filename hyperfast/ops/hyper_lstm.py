@@ -359,12 +359,9 @@ def _launch(loop: Any, tensors: list[Tensor], steps: tuple[int, ...], *constants
     from ..kernels import cuda_graphs
 
     with torch.cuda.device_of(tensors[-1]):  # Triton launches on the current device
-        run = cuda_graphs.replays if cuda_graphs.worthwhile(tensors[-1].device, len(steps)) else _at_once
-        return run(loop, tensors, steps, *constants)
-
-
-def _at_once(loop: Any, *arguments: Any) -> Sequence[Tensor]:
-    return loop(*arguments)
+        if cuda_graphs.worthwhile(tensors[-1].device, len(steps)):
+            return cuda_graphs.replays(loop, tensors, steps, *constants)
+        return loop(tensors, steps, *constants)
 
 
 _library = torch.library.Library("hyperfast", "FRAGMENT")

@@ -120,7 +120,8 @@ def _train_networks(
         # A step is a whole training: each is logged, validated and saved.
         task.name, replace(config, log_every=1, checkpoint_every=1, validate_every=1), MAY_DIFFER, len(groups), networks,
         torch.optim.SGD(networks.parameters()),  # the loop wants one to save; it has no state
-        step=step, shares="baseline.members_at_once" * shared, metrics=("loss", "accuracy"), shows="validation cross-entropy {loss:.3f}, {accuracy:.2%} right",
+        step=step, shares="baseline.members_at_once" if shared else "", metrics=("loss", "accuracy"),
+        shows="validation cross-entropy {loss:.3f}, {accuracy:.2%} right",
     )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def load(task: Task, path: Path, device: torch.device, seed: int) -> Trained:
 
 def load_config(task: Task, path: Path) -> Any:
     """The config of a checkpoint."""
-    return checkpoint.load_with_config(task.config, path, task.name)[1]
+    return checkpoint.load_config(task.config, path, task.name)
 
 
 def run(

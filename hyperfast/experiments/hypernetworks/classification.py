@@ -145,7 +145,7 @@ class Classification:
 
     def load_config(self, path: Path) -> Any:
         """The config of a checkpoint."""
-        return checkpoint.load_with_config(type(self.presets["paper"]), path, self.name)[1]
+        return checkpoint.load_config(type(self.presets["paper"]), path, self.name)
 
     def load(self, path: Path, device: torch.device) -> tuple[nn.Module, Any, int]:
         """The model of a checkpoint in eval mode, its config and its step."""

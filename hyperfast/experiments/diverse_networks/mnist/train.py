@@ -137,7 +137,7 @@ def load(path: Path, device: torch.device, seed: int) -> Trained:
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.load_with_config(Config, path, NAME)[1]
+    return checkpoint.load_config(Config, path, NAME)
 
 
 def run(config: Config, out: Path, data_root: Path | None, device: torch.device, resume: bool) -> None:

@@ -87,7 +87,7 @@ def load_hypernetwork(path: Path, device: torch.device) -> tuple[nn.Module, int]
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.load_with_config(Config, path, NAME)[1]
+    return checkpoint.load_config(Config, path, NAME)
 
 
 def load(path: Path, device: torch.device, seed: int) -> Trained:

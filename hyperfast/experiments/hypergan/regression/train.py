@@ -95,7 +95,7 @@ def load(path: Path, device: torch.device, seed: int) -> Trained:
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.load_with_config(Config, path, NAME)[1]
+    return checkpoint.load_config(Config, path, NAME)
 
 
 def read_inputs(path: Path) -> Tensor:

@@ -89,7 +89,7 @@ def train(
 
 def load_config(path: Path) -> Config:
     """The config of a checkpoint."""
-    return checkpoint.load_with_config(Config, path, NAME)[1]
+    return checkpoint.load_config(Config, path, NAME)
 
 
 def load(path: Path, device: torch.device) -> tuple[HandwritingModel, Config, int]:
