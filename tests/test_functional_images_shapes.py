@@ -91,7 +91,11 @@ def test_weights_start_at_fan_in_scale_and_differ_a_little():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"width": 6}, "width must be a positive multiple of 4"), ({"branch_width": 0}, "must be positive")],
+    [
+        ({"width": 6}, "width must be a positive multiple of 4"),
+        ({"branch_width": 0}, "must be positive"),
+        ({"frequencies": (1.0,)}, "frequencies must be 2"),
+    ],
 )
 def test_hypernetwork_errors(options, words):
     with pytest.raises(ValueError, match=words):

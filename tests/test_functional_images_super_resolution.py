@@ -15,7 +15,7 @@ from hyperfast.data.image_files import Picture
 from hyperfast.experiments.functional_images.super_resolution.config import NAME, PRESETS, Config, Evaluation
 from hyperfast.experiments.functional_images.super_resolution.metrics import psnr
 from hyperfast.experiments.functional_images.super_resolution.patches import MARGIN, Patches, pair_of
-from hyperfast.experiments.functional_images.super_resolution.train import build, load, train
+from hyperfast.experiments.functional_images.super_resolution.train import load, train
 from hyperfast.experiments.functional_images.super_resolution.upscale import upscale_picture
 from hyperfast.models import FunctionalImage, functional_image
 
@@ -30,6 +30,13 @@ TINY = Config(
 def model_of(seed=0, **options):
     torch.manual_seed(seed)
     return FunctionalImage(3, **({"patch": 4, "width": 4, "branch_width": 8} | options)).eval()
+
+
+def residual_of(**options):
+    """A model whose residuals are far from 0, where they start."""
+    model = model_of(predicts="residual", **options)
+    torch.nn.init.normal_(model.hypernetwork.details.weight)
+    return model
 
 
 def smooth(rows, cols, seed=0):
@@ -51,8 +58,11 @@ def by_loops(model, image, scale):
     mirror = lambda i, n: min(i % (2 * n), 2 * n - 1 - i % (2 * n))
     for top in range(-half, rows, half):
         for left in range(-half, cols, half):
-            ys, xs = ([mirror(i, n) for i in range(start, start + size)] for start, n in ((top, rows), (left, cols)))
-            theta = model.hypernetwork(image[:, ys][:, :, xs].unsqueeze(0))
+            ys, xs = (
+                [mirror(i, n) for i in range(start - model.context, start + size + model.context)]
+                for start, n in ((top, rows), (left, cols))
+            )
+            theta = model.generate(image[:, ys][:, :, xs].unsqueeze(0))
             for i in range(height):
                 for j in range(width):
                     u, v = (
@@ -67,27 +77,66 @@ def by_loops(model, image, scale):
     return total / weights
 
 
-@pytest.mark.parametrize("scale", [(2, 2), (1.7, 2.5), (0.6, 1)])
+@pytest.mark.parametrize(("scale", "context"), [((2, 2), 0), ((1.7, 2.5), 1), ((0.6, 1), 2)])
 @torch.no_grad()
-def test_upscale_is_the_weighted_mean_of_the_patches(scale):
+def test_upscale_is_the_weighted_mean_of_the_patches(scale, context):
     image = smooth(5, 7)
-    model = model_of(predicts="residual")
+    model = residual_of(context=context)
     plain = by_loops(model, image, scale)
-    expected = (plain + resize_bicubic(image, plain.shape[1:])).clamp(0, 1)
-    torch.testing.assert_close(model.upscale(image, scale), expected, rtol=1e-4, atol=1e-5)
-    picture = model_of(predicts="picture")
+    bicubic = resize_bicubic(image, plain.shape[1:])
+    assert (plain.abs().max(), bicubic.std()) > (0.01, 0.05)
+    torch.testing.assert_close(model.upscale(image, scale), (plain + bicubic).clamp(0, 1), rtol=1e-4, atol=1e-5)
+    picture = model_of(predicts="picture", context=context)
     torch.testing.assert_close(picture.upscale(image, scale), by_loops(picture, image, scale), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_residual_follows_contrast_and_not_brightness(monkeypatch):
+    monkeypatch.setattr(functional_image, "SMALLEST_DETAIL", 1e-6)
+    model, patches = residual_of(context=2), torch.rand(5, 3, 8, 8)
+    points, scale, none = 2 * torch.rand(5, 7, 2) - 1, torch.tensor([2.0, 3, 4, 2.5, 1]), torch.zeros(5, 7, 3)
+    plain = model(patches, points, scale, none)
+    assert plain.abs().max() > 0.01
+    torch.testing.assert_close(model(0.3 * patches + 0.5, points, scale, none), 0.3 * plain, rtol=1e-3, atol=1e-5)
+    model.context, flat = 2, torch.full_like(patches, 0.4)
+    assert model(flat, points, scale, none).abs().max() < 1e-4
+
+
+def test_the_residual_starts_small_and_with_many_periods():
+    torch.manual_seed(2)
+    model = FunctionalImage(3, 8, "residual", context=4)
+    patches = torch.rand(16, 3, 16, 16)
+    points, scale = 2 * torch.rand(16, 50, 2) - 1, torch.full((16,), 2.0)
+    assert model(patches, points, scale, torch.zeros(16, 50, 3)).square().mean().sqrt() < 0.05  # pixels: 0.29
+    weights = model.net.unflatten(model.generate(patches))
+    first, *hidden, _ = (w for name, w in weights.items() if name.endswith("weight"))
+    expected = torch.tensor([2 * math.pi, 2 * math.pi, 3**-0.5]) / 3**0.5
+    torch.testing.assert_close(first.flatten(0, 1).std(0), expected, rtol=0.2, atol=0)
+    for weight in hidden:  # of inputs of mean square 1/2: a mean square of 1
+        torch.testing.assert_close(weight.square().mean() * weight.shape[2] / 2, torch.tensor(1.0), rtol=0.1, atol=0)
+
+
+def test_every_pixel_reaches_the_last_layer():
+    """By details alone: branches give nothing here."""
+    model = model_of(predicts="residual", context=1)
+    for linear in model.hypernetwork.weights:
+        torch.nn.init.zeros_(linear.weight)
+    patches = torch.rand(1, 3, 6, 6, requires_grad=True)
+    theta = model.generate(patches)
+    theta[:, model.last].sum().backward()
+    assert (patches.grad != 0).all()
+    assert torch.equal(theta[:, : model.last.start], model.generate(patches.detach().flip(2))[:, : model.last.start])
+
+
 @pytest.mark.parametrize("norm", ["none", "per_target", "shared"])
-def test_bands_do_not_change_the_picture(norm, monkeypatch):
+def test_tiles_do_not_change_the_picture(norm, monkeypatch):
     model, image = model_of(norm=norm), smooth(23, 9)
     whole, seen = model.upscale(image, 2.3), []
-    monkeypatch.setattr(functional_image, "_BAND_BYTES", 1)
-    banded = model.upscale(image, 2.3, progress=lambda done, total: seen.append((done, total)))
-    torch.testing.assert_close(banded, whole, rtol=1e-4, atol=1e-5)
-    assert len(seen) > 5
-    assert seen[-1] == (53, 53)
+    monkeypatch.setattr(functional_image, "_TILE_BYTES", 1)
+    tiled = model.upscale(image, 2.3, progress=lambda done, total: seen.append((done, total)))
+    torch.testing.assert_close(tiled, whole, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 12 * 5  # of half a patch each
+    assert seen[-1] == (53 * 21, 53 * 21)
     assert not model.training
 
 
@@ -104,6 +153,10 @@ def test_a_pixel_and_wrong_pictures():
         model.upscale(torch.rand(3, 4, 4), 1, torch.ones(1, 4, 4))
     with pytest.raises(ValueError, match="patch must be a positive even number"):
         FunctionalImage(patch=5)
+    with pytest.raises(ValueError, match="context must not be negative"):
+        FunctionalImage(context=-1)
+    with pytest.raises(ValueError, match="no bicubic picture where pixels are missing"):
+        FunctionalImage(predicts="residual", missing=True)
     with pytest.raises(ValueError, match="base must be the bicubic picture"):
         model_of(predicts="residual")(torch.rand(2, 3, 4, 4), torch.zeros(2, 1, 2), torch.ones(2))
 
@@ -123,18 +176,19 @@ def test_sizes_of_the_paper():
 # ---- patches ----------------------------------------------------------------------------------------
 
 
-def test_patches_are_of_their_picture():
+@pytest.mark.parametrize("context", [0, 3])
+def test_patches_are_of_their_picture(context):
     """A picture of low frequencies: at the drawn points bicubic is close to the truth, and equal to the resized one."""
     picture = (smooth(60, 75) * 255).round().to(torch.uint8)
-    config = replace(TINY, batch=8, points=200, scales=(2, 3), patch=8)
+    config = replace(TINY, batch=8, points=200, scales=(2, 3), patch=8, context=context)
     patches = Patches(config, [picture])
     batch = patches.draw(torch.Generator().manual_seed(0))
-    assert batch.patches.shape == (8, 3, 8, 8)
+    assert batch.patches.shape == (8, 3, 8 + 2 * context, 8 + 2 * context)
     assert batch.points.abs().max() < 1
     assert set(batch.scale.tolist()) == {2.0, 3.0}
     assert (batch.base - batch.colours).abs().mean() < 0.02
     # By its colours, a pixel of the patch is found where its point says it is.
-    nearest = ((batch.points + 1) / 2 * 8).long()
+    nearest = ((batch.points + 1) / 2 * 8).long() + context
     inside = torch.stack([p[:, at[:, 0], at[:, 1]].T for p, at in zip(batch.patches, nearest, strict=True)])
     assert (inside - batch.colours).abs().mean() < 0.04
     shuffled = inside[:, torch.randperm(200)]
@@ -142,7 +196,7 @@ def test_patches_are_of_their_picture():
     low = pair_of("", picture, 2).low
     assert (patches.low[0][0][:, MARGIN:-MARGIN, MARGIN:-MARGIN].float() / 255 - low).abs().max() < 1e-6
     with pytest.raises(ValueError, match="no picture has a patch of 40 pixels at a scale of 2"):
-        Patches(replace(config, patch=40), [picture])
+        Patches(replace(config, patch=40 - 2 * context), [picture])
 
 
 def test_missing_shares_of_patches():
@@ -161,24 +215,25 @@ def test_missing_shares_of_patches():
 def test_it_learns_and_resumes_bitwise(tmp_path):
     picture = (smooth(48, 48) * 255).round().to(torch.uint8)
     picture[:, ::6] = 0  # lines, which bicubic blurs
-    config = replace(TINY, steps=40, points=40, batch=8, learning_rate=1e-2, scales=(2,), validate_every=40)
+    config = replace(
+        TINY, steps=160, points=24, batch=16, width=8, learning_rate=1e-2, warmup=10, scales=(2,), validate_every=160,
+        held_out=1,
+    )  # fmt: skip
     pictures = [picture, picture]
-    config = replace(config, held_out=1)
-    assert train(config, pictures, tmp_path / "whole", CPU) == 40
+    assert train(config, pictures, tmp_path / "whole", CPU) == 160
 
     def stop(step):
-        if step == 21:
+        if step == 81:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(config, pictures, tmp_path / "parts", CPU, after_step=stop)
-    assert train(config, pictures, tmp_path / "parts", CPU, resume=True) == 40
+    assert train(config, pictures, tmp_path / "parts", CPU, resume=True) == 160
     whole, parts = (load(tmp_path / name / "checkpoint.safetensors", CPU)[0] for name in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     pair = pair_of("", picture, 2)
-    start = build(config, CPU)[0]
-    before, after = (psnr(model.upscale(pair.low, 2), pair.high, 2) for model in (start, whole))
-    assert after > before + 1
+    bicubic = resize_bicubic(pair.low, pair.high.shape[1:])
+    assert psnr(whole.upscale(pair.low, 2), pair.high, 2) > psnr(bicubic, pair.high, 2) + 0.3
 
 
 def test_the_commands_end_to_end(tmp_path, monkeypatch):
@@ -228,6 +283,7 @@ def test_user_errors(arguments, words, tmp_path, monkeypatch, capsys):
     [
         ({"missing": 0.5, "predicts": "residual"}, "needs predicts=picture"),
         ({"missing": 1.0}, "config.missing must be from 0 to below 1"),
+        ({"context": -1}, "config.context must be at least 0"),
         ({"batch": 1}, "config.batch must be at least 2"),
         ({"scales": (2, 0)}, "config.scales must be at least 1"),
     ],

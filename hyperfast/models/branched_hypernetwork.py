@@ -6,6 +6,9 @@ and one of n x 1; every layer is followed by batch norm and ReLU.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,10 @@ from ..ops.checks import check_size, check_tensor
 
 # Standard deviation of what a picture adds to the generated weights at the start, relative to the weights themselves.
 VARIATION = 0.3
+# The same of Fourier features: a function of many periods is another one after a small change.
+FOURIER_VARIATION = 0.03
+# Standard deviation of what the pixels add to the last layer's weights at the start, in the layer's unit.
+FIRST_DETAILS = 0.1
 
 
 def layers_of(net: TargetNet) -> list[slice]:
@@ -62,7 +69,10 @@ class Inception(nn.Module):
 
 
 class Trunk(nn.Module):
-    """What all branches share: [B,inputs,H,W] -> [B,outputs,H/2,W/2]; `width` channels and a residual in between."""
+    """What all branches share, [B,inputs,H,W] -> [B,outputs,H/2,W/2], and what it is made of, [B,width,H,W].
+
+    A residual lies between the inception and the widening.
+    """
 
     def __init__(self, inputs: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -71,9 +81,10 @@ class Trunk(nn.Module):
         self.widen = nn.Sequential(separable(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True))
         self.spread = separable(2 * width, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.inception(x)
-        return self.spread(self.widen(x + self.residual(x)))
+        x = x + self.residual(x)
+        return self.spread(self.widen(x)), x
 
 
 class Branch(nn.Sequential):
@@ -102,7 +113,9 @@ class BranchedHypernetwork(nn.Module):
     Layers of the target are those of net.layout: a weight and the bias that follows it share a branch. A branch gives
     weights in units of 1 / sqrt(fan_in), so that a step of Adam, which is of one size for all parameters, moves the
     weights of all layers by the same part of themselves. They start as PyTorch would initialise them, the same for
-    every picture, plus a smaller part that depends on the picture.
+    every picture, plus a smaller part that depends on the picture. With `frequencies` they start as random Fourier
+    features, for targets of cosines: a first layer whose weights for input i are U(-1, 1) frequencies[i], biases
+    U(-pi, pi), hidden weights that keep the variance of what they read, and a last layer of 0.
 
     Args:
         net: the target network.
@@ -110,6 +123,10 @@ class BranchedHypernetwork(nn.Module):
         size: (H, W) of the pictures, in pixels.
         width: channels of the trunk, a multiple of 4.
         branch_width: channels of the branches.
+        frequencies: of each input of the target the largest weight that it starts with, in radians a unit; None: PyTorch's
+            initial weights.
+        details: whether the last layer's weights are linear in the trunk's features of every pixel, too. All that a
+            branch tells of a picture are branch_width numbers.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -118,7 +135,14 @@ class BranchedHypernetwork(nn.Module):
     unit: Tensor
 
     def __init__(
-        self, net: TargetNet, in_channels: int, size: tuple[int, int], width: int = 12, branch_width: int = 128
+        self,
+        net: TargetNet,
+        in_channels: int,
+        size: tuple[int, int],
+        width: int = 12,
+        branch_width: int = 128,
+        frequencies: Sequence[float] | None = None,
+        details: bool = False,
     ) -> None:
         super().__init__()
         if width < 4 or width % 4:
@@ -133,25 +157,51 @@ class BranchedHypernetwork(nn.Module):
         half = (-(-size[0] // 2), -(-size[1] // 2))
         self.branches = nn.ModuleList(Branch(branch_width, half) for _ in layers)
         self.weights = nn.ModuleList(nn.Linear(branch_width, place.stop - place.start) for place in layers)
+        last = layers[-1]
+        places = width * size[0] * size[1]
+        self.details = nn.Linear(places, last.stop - last.start, bias=False) if details else None
         self.register_buffer("unit", torch.empty(net.num_weights), persistent=False)
-        self._start(net)
+        self._start(net, VARIATION if frequencies is None else FOURIER_VARIATION)
+        if frequencies is not None:
+            self._start_fourier(net, frequencies)
 
     @torch.no_grad()
-    def _start(self, net: TargetNet) -> None:
+    def _start(self, net: TargetNet, variation: float) -> None:
         for weight in self.weights.parameters():
             if weight.dim() == 1:
                 nn.init.uniform_(weight, -1, 1)
             else:
                 # A feature's mean square is 1/2 behind batch norm and ReLU; U(-1, 1) has the deviation 1 / sqrt 3.
-                nn.init.normal_(weight, 0, VARIATION * (2 / 3 / weight.shape[1]) ** 0.5)
+                nn.init.normal_(weight, 0, variation * (2 / 3 / weight.shape[1]) ** 0.5)
         for entry in net.plan.layout:
             self.unit[entry.place] = entry.fan_in**-0.5 if entry.fan_in else 1.0
+        if self.details is not None:
+            nn.init.normal_(self.details.weight, 0, FIRST_DETAILS * self.details.in_features**-0.5)
+
+    @torch.no_grad()
+    def _start_fourier(self, net: TargetNet, frequencies: Sequence[float]) -> None:
+        first, inputs = net.plan.layout[0], net.plan.layout[0].shape[1]
+        if inputs != len(frequencies):
+            raise ValueError(f"frequencies must be {inputs}, one an input of the target; got {len(frequencies)}")
+        last = layers_of(net)[-1]
+        for entry in net.plan.layout:
+            if entry.place.start >= last.start:
+                break
+            if len(entry.shape) == 1:
+                self.unit[entry.place] = math.pi
+            else:  # a cosine's mean square is 1/2, that of U(-1, 1) 1/3
+                self.unit[entry.place] = (6 / entry.fan_in) ** 0.5
+        self.unit[first.place] = self.unit.new_tensor(frequencies).expand(first.shape).flatten()
+        *_, last_bias = self.weights.parameters()
+        nn.init.zeros_(last_bias)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[B,C,H,W] -> [B,P], in the order of net.layout."""
         check_tensor("pictures", pictures, (4,), "[B,C,H,W]")
         for dim, expected in enumerate((self.in_channels, *self.size), 1):
             check_size("pictures", pictures, dim, expected, "the constructor's")
-        features = self.trunk(pictures)
-        parts = zip(self.branches, self.weights, strict=True)
-        return torch.cat([linear(branch(features)) for branch, linear in parts], 1) * self.unit
+        features, pixels = self.trunk(pictures)
+        parts = [linear(branch(features)) for branch, linear in zip(self.branches, self.weights, strict=True)]
+        if self.details is not None:
+            parts[-1] = parts[-1] + self.details(pixels.flatten(1))
+        return torch.cat(parts, 1) * self.unit

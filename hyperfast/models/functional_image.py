@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.bicubic import mirrored, resize_bicubic
@@ -14,28 +16,36 @@ from ..nn import TargetNet
 from ..ops import render_patches
 from ..ops.checks import check_tensor
 from . import targets
-from .branched_hypernetwork import BranchedHypernetwork
+from .branched_hypernetwork import BranchedHypernetwork, layers_of
 
-# Bytes of the generated weights and of the grids of statistics that upscale keeps at once: rows of patches of a band.
-_BAND_BYTES = 64 << 20
+# Bytes of the generated weights and of the grids of statistics that upscale keeps at once: those of a tile's patches.
+_TILE_BYTES = 64 << 20
+# First and last, exclusive, of rows or of columns.
+Span = tuple[int, int]
+# Where a patch has less than this of details, of colours in [0, 1], its residual is in proportion to them no more.
+SMALLEST_DETAIL = 0.01
 
 
 class FunctionalImage(nn.Module):
     """A hypernetwork that makes a coordinate network of every patch of a low-resolution picture.
 
-        theta = H(patch),   colour at (y, x) = T(u, v, alpha; theta)                    predicts="picture"
-                            colour at (y, x) = bicubic(y, x) + T(u, v, alpha; theta)    predicts="residual"
+        theta = H(p)        colour at (y, x) = T(u, v, alpha; theta)                          predicts="picture"
+        theta = H(d / s)    colour at (y, x) = bicubic(y, x) + s T(u, v, alpha; theta)        predicts="residual"
+                            d = p - mean of p over 3 x 3,   s = root mean square of d
 
-    u and v are the coordinates in the patch, -1 and 1 at its edges, alpha the scale. Pictures are covered by
-    overlapping patches, whose networks are averaged with Hann windows.
+    p is the patch, u and v are the coordinates in it, -1 and 1 at its edges, alpha the scale. What bicubic
+    interpolation lacks grows with a patch's contrast and does not depend on its brightness: so does the residual.
+    Pictures are covered by overlapping patches, whose networks are averaged with Hann windows.
 
     Args:
         channels: C of the pictures: 1 or 3.
         patch: P, side of a patch in low-resolution pixels, even.
         predicts: "picture", as in the paper, or what is to be added to the bicubic picture.
         norm: "none", "per_target" or "shared": PerTargetNorm behind the target's hidden layers.
-        missing: whether pixels may be missing: a mask is one more channel of the hypernetwork's input.
+        missing: whether pixels may be missing: a mask is one more channel of the hypernetwork's input. Only with
+            predicts="picture".
         width, branch_width: channels of the hypernetwork's trunk and branches.
+        context: low-resolution pixels around a patch, on each side, that the hypernetwork sees, too.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -50,32 +60,45 @@ class FunctionalImage(nn.Module):
         missing: bool = False,
         width: int = 12,
         branch_width: int = 128,
+        context: int = 0,
     ) -> None:
         super().__init__()
         if patch < 2 or patch % 2:
             raise ValueError(f"patch must be a positive even number; got {patch!r}")
         if predicts not in ("picture", "residual"):
             raise ValueError(f"predicts must be 'picture' or 'residual'; got {predicts!r}")
-        self.channels, self.patch, self.predicts, self.missing = channels, patch, predicts, missing
-        output: Literal["sigmoid", "identity"] = "sigmoid" if predicts == "picture" else "identity"
+        if context < 0:
+            raise ValueError(f"context must not be negative; got {context!r}")
+        residual = predicts == "residual"
+        if residual and missing:
+            raise ValueError("missing needs predicts='picture': there is no bicubic picture where pixels are missing")
+        self.channels, self.patch, self.context = channels, patch, context
+        self.predicts, self.missing = predicts, missing
+        output: Literal["sigmoid", "identity"] = "identity" if residual else "sigmoid"
         self.net = TargetNet(targets.klocek_mlp(3, channels, norm=norm, residual=True, output=output))
         inputs = channels + missing
-        self.hypernetwork = BranchedHypernetwork(self.net, inputs, (patch, patch), width, branch_width)
+        side = patch + 2 * context
+        # Half a period in two pixels, where a patch has 2 / patch of a unit a pixel; alpha as PyTorch starts it.
+        frequencies = (math.pi / 4 * patch, math.pi / 4 * patch, 3**-0.5) if residual else None
+        self.hypernetwork = BranchedHypernetwork(
+            self.net, inputs, (side, side), width, branch_width, frequencies, details=residual
+        )
+        self.last = layers_of(self.net)[-1]
 
     def forward(self, patches: Tensor, points: Tensor, scale: Tensor, base: Tensor | None = None) -> Tensor:
         """Colours at points of patches.
 
         Args:
-            patches: [B,C,P,P] in [0,1]; with `missing`, [B,C+1,P,P], the last channel 1 where a pixel is known and 0
-                where it is missing, whose colours are then 0.
-            points: [B,N,2], (u, v) in [-1,1].
+            patches: [B,C,S,S] in [0,1], S = patch + 2 context; with `missing`, [B,C+1,S,S], the last channel 1 where a
+                pixel is known and 0 where it is missing, whose colours are then 0.
+            points: [B,N,2], (u, v) in [-1,1], of the patch without its context.
             scale: [B], alpha.
             base: [B,N,C], the bicubic picture there; needed where predicts is "residual".
 
         Returns:
             [B,N,C], not clipped.
         """
-        theta = self.hypernetwork(patches)
+        theta = self.generate(patches)
         alpha = scale.view(-1, 1, 1).expand(*points.shape[:2], 1)
         y = self.net(torch.cat([points, alpha], 2), theta)
         if self.predicts == "picture":
@@ -83,6 +106,17 @@ class FunctionalImage(nn.Module):
         if base is None:
             raise ValueError("base must be the bicubic picture at the points, where the model predicts the residual")
         return base + y
+
+    def generate(self, patches: Tensor) -> Tensor:
+        """theta [B,num_weights] of patches with their context, as forward takes them."""
+        if self.predicts == "picture":
+            return self.hypernetwork(patches)
+        details = patches - F.avg_pool2d(F.pad(patches, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        size = (details.square().mean((1, 2, 3), keepdim=True) + SMALLEST_DETAIL**2).sqrt()
+        theta = self.hypernetwork(details / size)
+        # T's last layer is linear: its weights take the factor.
+        before, last = theta[:, : self.last.start], theta[:, self.last]
+        return torch.cat([before, last * size.flatten(1)], 1)
 
     @torch.no_grad()
     def upscale(
@@ -92,13 +126,13 @@ class FunctionalImage(nn.Module):
         known: Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """A picture of any size at any scale, in bands of bounded memory; evaluates as in eval mode.
+        """A picture of any size at any scale, in tiles, of which each takes bounded memory; as in eval mode.
 
         Args:
             image: [C,h,w] in [0,1].
             scale: output pixels an input pixel, a positive number or (sy, sx); alpha is its geometric mean.
             known: [1,h,w], 0 where a pixel is missing; for models with `missing`.
-            progress: called as progress(done, total) after every band, in output rows.
+            progress: called as progress(done, total) after every tile, in output pixels.
 
         Returns:
             [C, round(h sy), round(w sx)], clipped to [0,1].
@@ -111,23 +145,25 @@ class FunctionalImage(nn.Module):
             raise ValueError(f"scale must be positive; got {scale!r}")
         if (known is not None) and not self.missing:
             raise ValueError("known is for models that were made with missing=True")
-        rows, cols = image.shape[1:]
-        size = max(1, round(rows * sy)), max(1, round(cols * sx))
-        ratio = size[0] / rows, size[1] / cols  # the scale that covers the picture exactly
+        height, width = image.shape[1:]
+        size = max(1, round(height * sy)), max(1, round(width * sx))
+        ratio = size[0] / height, size[1] / width  # the scale that covers the picture exactly
         training = self.training
         self.eval()
         try:
             seen = self._input(image, known)
             out = image.new_empty(self.channels, *size)
             done = 0
-            for first, last in self._bands(rows, cols, ratio):
-                # Output row i lies at (i + 1/2) / ratio.
-                stop = size[0] if last == rows else math.ceil(last * ratio[0] - 0.5)
-                if stop > done:
-                    out[:, done:stop] = self._band(seen, (done, stop), first, last, size[1], ratio, math.sqrt(sy * sx))
-                    done = stop
+            for rows, cols in self._tiles(image, ratio):
+                lines = _inside(rows, image.shape[1], size[0], ratio[0])
+                columns = _inside(cols, image.shape[2], size[1], ratio[1])
+                count = (lines[1] - lines[0]) * (columns[1] - columns[0])
+                if count:
+                    tile = self._tile(seen, rows, cols, lines, columns, ratio, math.sqrt(sy * sx))
+                    out[:, slice(*lines), slice(*columns)] = tile
+                    done += count
                 if progress is not None:
-                    progress(done, size[0])
+                    progress(done, size[0] * size[1])
         finally:
             self.train(training)
         if self.predicts == "residual":
@@ -135,35 +171,41 @@ class FunctionalImage(nn.Module):
         return out.clamp_(0, 1)
 
     def _input(self, image: Tensor, known: Tensor | None) -> Tensor:
-        """What patches are cut of: the picture with a mirrored margin of a patch, and the mask."""
+        """What patches are cut of: the picture with a mirrored margin of a patch and its context, and the mask."""
         if self.missing:
             known = torch.ones_like(image[:1]) if known is None else known.to(image)
             image = torch.cat([image * known, known])
-        index = [mirrored(side, self.patch, image.device) for side in image.shape[1:]]
+        index = [mirrored(side, self.patch + self.context, image.device) for side in image.shape[1:]]
         return image[:, index[0]][:, :, index[1]]
 
-    def _bands(self, rows: int, cols: int, ratio: tuple[float, float]) -> list[tuple[int, int]]:
-        """Input rows [first, last) of each band: whole strides of patches."""
+    def _tiles(self, image: Tensor, ratio: tuple[float, float]) -> list[tuple[Span, Span]]:
+        """Input rows and columns of each tile: whole strides of patches."""
         stride = self.patch // 2
-        across = -(-cols // stride) + 1
         each = max(4 * self.net.num_weights, 4 * 256 * math.ceil(self.patch**2 * ratio[0] * ratio[1]) // 64)
-        strides = max(1, _BAND_BYTES // (across * each) - 1)
-        return [(first, min(rows, first + strides * stride)) for first in range(0, rows, strides * stride)]
+        # A tile of k by k strides takes k + 1 by k + 1 patches.
+        side = max(1, math.isqrt(_TILE_BYTES // each) - 1) * stride
+        rows, cols = ([(k, min(k + side, n)) for k in range(0, n, side)] for n in image.shape[1:])
+        return list(itertools.product(rows, cols))
 
-    def _band(
-        self, seen: Tensor, lines: tuple[int, int], first: int, last: int, width: int, ratio: tuple[float, float], alpha: float
-    ) -> Tensor:  # fmt: skip
-        """Output rows lines[0] to lines[1] [C,rows,W], from the patches that cover input rows first to last."""
-        stride, patch = self.patch // 2, self.patch
-        cols = seen.shape[2] - 2 * patch
+    def _tile(
+        self, seen: Tensor, rows: Span, cols: Span, lines: Span, columns: Span, ratio: tuple[float, float], alpha: float
+    ) -> Tensor:
+        """Output pixels lines x columns [C,H,W], from the patches that cover the input's rows x cols."""
+        stride, patch, side = self.patch // 2, self.patch, self.patch + 2 * self.context
         # Every place is in two patches along an axis, also at the edges: the first begins half a patch outside.
-        tops = torch.arange(first - stride, last, stride)
-        lefts = torch.arange(-stride, cols, stride)
+        tops, lefts = (torch.arange(first - stride, last, stride) for first, last in (rows, cols))
         corners = torch.cartesian_prod(tops, lefts)
         patches = torch.stack(
-            [seen[:, y + patch : y + 2 * patch, x + patch : x + 2 * patch] for y, x in corners.tolist()]
+            [seen[:, y + patch : y + patch + side, x + patch : x + patch + side] for y, x in corners.tolist()]
         )
-        theta = self.hypernetwork(patches)
-        origins = corners.to(seen.device, torch.float64) - torch.tensor([lines[0] / ratio[0], 0.0], dtype=torch.float64)
-        extra = seen.new_tensor([alpha])
-        return render_patches(theta, self.net, origins, patch, (lines[1] - lines[0], width), ratio, extra, check=False)
+        theta = self.generate(patches)
+        first = torch.tensor([lines[0] / ratio[0], columns[0] / ratio[1]], dtype=torch.float64)
+        origins = corners.to(seen.device, torch.float64) - first.to(seen.device)
+        size = lines[1] - lines[0], columns[1] - columns[0]
+        return render_patches(theta, self.net, origins, patch, size, ratio, seen.new_tensor([alpha]), check=False)
+
+
+def _inside(span: Span, inputs: int, outputs: int, ratio: float) -> Span:
+    """Output pixels [first, last) that lie in [first, last) of the input: pixel i is at (i + 1/2) / ratio."""
+    first, last = (outputs if edge == inputs else max(0, math.ceil(edge * ratio - 0.5)) for edge in span)
+    return first, last

@@ -50,6 +50,8 @@ class Config(LoopConfig):
     """Normalisation behind the target's hidden layers."""
     patch: int = 16
     """Side of a patch, in low-resolution pixels."""
+    context: int = 0
+    """Low-resolution pixels around a patch, on each side, that the hypernetwork sees, too."""
     points: int = 256
     """High-resolution pixels drawn of each patch."""
     missing: float = 0.0
@@ -66,6 +68,8 @@ class Config(LoopConfig):
     """Of Adam, at the first step."""
     final_learning_rate: float = 1e-5
     """At the last one; between them a cosine."""
+    warmup: int = 0
+    """Steps over which the learning rate rises to the cosine."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     held_out: int = 8
@@ -80,7 +84,7 @@ class Config(LoopConfig):
         super().__post_init__()
         check_at_least(self, batch=2)  # batch norm needs two
         check_at_least(
-            self, scales=1, patch=2, points=1, steps=1, held_out=0, validate_every=1, validation_pictures=1,
+            self, scales=1, patch=2, context=0, points=1, steps=1, warmup=0, held_out=0, validate_every=1, validation_pictures=1,
         )  # fmt: skip
         if not 0 <= self.missing < 1:
             raise ValueError(f"config.missing must be from 0 to below 1; got {self.missing}")
@@ -93,16 +97,20 @@ class Config(LoopConfig):
 _PAPER = Config()
 # The 291 pictures of T91 and BSD200 stand in for DIV2K.
 _291 = replace(_PAPER, train=("t91", "bsd200_train"), steps=40_000)
+# What lets the residual be learnt, and how much each part brings: see docs/functional_images.md.
+_RESIDUAL = replace(
+    _291, predicts="residual", norm="none", patch=4, context=3, points=48, width=24, branch_width=32, batch=128,
+    learning_rate=4e-3, warmup=50, clip=0.1, steps=10_000,
+)  # fmt: skip
 
 PRESETS = {
     "paper": _PAPER,
     "291": _291,
-    "291_residual": replace(_291, predicts="residual"),
+    "291_residual": _RESIDUAL,
     "291_missing": replace(_291, missing=0.5, scales=(1, 2)),
     # Shows in two minutes that all works, on scikit-learn's photographs.
     "small": replace(
-        _PAPER, train=("embedded",), predicts="residual", norm="none", width=8, branch_width=32, batch=16, points=64,
-        steps=600, held_out=0, validate_every=300, checkpoint_every=200,
+        _RESIDUAL, train=("embedded",), width=8, batch=64, steps=600, held_out=0, validate_every=300, checkpoint_every=200,
         evaluation=Evaluation(sets=("embedded",), scales=(2, 3, 2.5), drawn=1),
     ),
 }  # fmt: skip

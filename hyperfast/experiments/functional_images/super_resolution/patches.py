@@ -21,7 +21,8 @@ MARGIN = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """patches [B,C or C+1,P,P]; points [B,N,2] in [-1,1]; scale [B]; base and colours [B,N,C]: bicubic and true."""
+    """patches [B,C or C+1,S,S] with their context; points [B,N,2] in [-1,1]; scale [B]; base and colours [B,N,C]: bicubic
+    and true."""
 
     patches: Tensor
     points: Tensor
@@ -80,19 +81,20 @@ class Patches:
     def __init__(self, config: Config, pictures: Sequence[Tensor]) -> None:
         self.config = config
         self.high = list(pictures)
+        self._seen = config.patch + 2 * config.context
         # low[s][k]: with its margin, uint8; None where a patch does not fit.
         self.low: list[list[Tensor | None]] = []
         for scale in config.scales:
             self.low.append([self._low(picture, scale) for picture in self.high])
             if all(low is None for low in self.low[-1]):
-                raise ValueError(f"no picture has a patch of {config.patch} pixels at a scale of {scale}")
+                raise ValueError(f"no picture has a patch of {self._seen} pixels at a scale of {scale}")
         self.weights = [
             torch.tensor([0.0 if low is None else low[0].numel() for low in every], dtype=torch.float64)
             for every in self.low
         ]  # fmt: skip
 
     def _low(self, picture: Tensor, scale: int) -> Tensor | None:
-        if min(picture.shape[1:]) < self.config.patch * scale:
+        if min(picture.shape[1:]) < self._seen * scale:
             return None
         low = _bytes(pair_of("", picture, scale).low)
         rows, cols = (mirrored(side, MARGIN, low.device) for side in low.shape[1:])
@@ -105,7 +107,7 @@ class Patches:
         items = ranks.own(items)
         patches, places, points, scale, colours = (list(part) for part in zip(*items, strict=True))
         whole = torch.stack(patches).float() / 255
-        base = bicubic_at(whole, torch.stack(places) + MARGIN)
+        base = bicubic_at(whole, torch.stack(places) + (MARGIN + self.config.context))
         inner = whole[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
         if self.config.missing:
             known = torch.stack(ranks.own(masks))
@@ -114,22 +116,22 @@ class Patches:
         return Batch(turned, moved, torch.tensor(scale), base, torch.stack(colours).float() / 255)
 
     def _item(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
-        """Low patch with margin, places in it [N,2] in pixels, (u, v) [N,2], scale, colours [N,3]."""
-        size, which = self.config.patch, _below(len(self.config.scales), draws)
+        """Low patch with context and margin, places in the patch [N,2] in pixels, (u, v) [N,2], scale, colours [N,3]."""
+        size, context, which = self.config.patch, self.config.context, _below(len(self.config.scales), draws)
         scale = self.config.scales[which]
         k = int(torch.multinomial(self.weights[which], 1, generator=draws))
         low, high = self.low[which][k], self.high[k]
         assert low is not None
-        y, x = (_below(side - 2 * MARGIN - size + 1, draws) for side in low.shape[1:])
-        patch = low[:, y : y + size + 2 * MARGIN, x : x + size + 2 * MARGIN]
+        y, x = (_below(side - 2 * MARGIN - self._seen + 1, draws) for side in low.shape[1:])
+        patch = low[:, y : y + self._seen + 2 * MARGIN, x : x + self._seen + 2 * MARGIN]
         pixels = torch.randint(size * scale, (self.config.points, 2), generator=draws)
-        colours = high[:, pixels[:, 0] + y * scale, pixels[:, 1] + x * scale].T
+        colours = high[:, pixels[:, 0] + (y + context) * scale, pixels[:, 1] + (x + context) * scale].T
         places = (pixels + 0.5) / scale
         return patch, places, 2 * places / size - 1, float(scale), colours
 
     def _known(self, draws: torch.Generator) -> Tensor:
-        """[1,P,P]: 0 in a random share of the pixels, half of the time in one rectangle."""
-        size, share = self.config.patch, self.config.missing * torch.rand((), generator=draws)
+        """[1,S,S]: 0 in a random share of the pixels, half of the time in one rectangle."""
+        size, share = self._seen, self.config.missing * torch.rand((), generator=draws)
         known = torch.ones(1, size, size)
         if torch.rand((), generator=draws) < 0.5:
             side = int(size * share.sqrt())

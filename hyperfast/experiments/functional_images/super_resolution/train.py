@@ -26,9 +26,17 @@ def build(config: Config, device: torch.device) -> tuple[FunctionalImage, torch.
     """The model, initialised by config.seed (the same on every device), and its optimizer."""
     with seeded(config.seed):
         model = FunctionalImage(
-            3, config.patch, config.predicts, config.norm, config.missing > 0, config.width, config.branch_width
+            3,
+            config.patch,
+            config.predicts,
+            config.norm,
+            config.missing > 0,
+            config.width,
+            config.branch_width,
+            config.context,
         ).to(device)
-    return model, torch.optim.Adam(model.parameters(), config.learning_rate)
+    # Squared errors of residuals are so small that Adam's own eps, 1e-8, is not below their gradients.
+    return model, torch.optim.Adam(model.parameters(), config.learning_rate, eps=1e-12)
 
 
 def train_step(
@@ -41,6 +49,7 @@ def train_step(
     y = model(batch.patches.to(device), batch.points.to(device), batch.scale.to(device), base)
     loss = F.mse_loss(y, batch.colours.to(device))
     rate = half_cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
+    rate *= min(1, (step + 1) / (config.warmup + 1))
     norm = descend(model, optimizer, loss, config.clip, rate)
     reached = -10 * ranks.average(loss.detach()).log10()
     return dict(zip(METRICS, (loss.detach(), reached, norm, rate), strict=True))

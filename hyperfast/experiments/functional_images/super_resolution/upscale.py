@@ -22,8 +22,8 @@ def upscale_picture(
 ) -> Picture:
     """The picture in its own form: a grey one stays grey, with as many bits; alpha by bicubic interpolation."""
     pixels = picture.pixels.expand(model.channels, -1, -1) if len(picture.pixels) < model.channels else picture.pixels
-    rows = max(1, round(pixels.shape[1] * scale[0]))
-    with ProgressBar("upscaling", rows) as bar:
+    size = [max(1, round(side * by)) for side, by in zip(pixels.shape[1:], scale, strict=True)]
+    with ProgressBar("upscaling", size[0] * size[1]) as bar:
         found = model.upscale(pixels.to(device), scale, progress=lambda done, total: bar.update(done)).cpu()
     if len(picture.pixels) == 1:
         found = found.mean(0, keepdim=True)
