@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hyperfast.kernels import cuda_graphs
-from test_cuda_graphs import run_again
+from recurrence_ops import run_again
 
 import hyperfast as hf
 from hyperfast.ops.hyper_lstm import NAMES, encode, hyper_lstm

@@ -100,7 +100,7 @@ _291 = replace(_PAPER, train=("t91", "bsd200_train"), steps=40_000)
 # What lets the residual be learnt, and how much each part brings: see docs/functional_images.md.
 _RESIDUAL = replace(
     _291, predicts="residual", norm="none", patch=4, context=3, points=48, width=24, branch_width=32, batch=128,
-    learning_rate=4e-3, warmup=50, clip=0.1, steps=10_000,
+    warmup=100, clip=0.004, steps=8_000,
 )  # fmt: skip
 
 PRESETS = {
