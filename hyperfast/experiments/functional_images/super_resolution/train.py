@@ -35,8 +35,7 @@ def build(config: Config, device: torch.device) -> tuple[FunctionalImage, torch.
             config.branch_width,
             config.context,
         ).to(device)
-    # Squared errors of residuals are so small that Adam's own eps, 1e-8, is not below their gradients.
-    return model, torch.optim.Adam(model.parameters(), config.learning_rate, eps=1e-12)
+    return model, torch.optim.Adam(model.parameters(), config.learning_rate)
 
 
 def train_step(
