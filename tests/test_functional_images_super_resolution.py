@@ -216,24 +216,24 @@ def test_it_learns_and_resumes_bitwise(tmp_path):
     picture = (smooth(48, 48) * 255).round().to(torch.uint8)
     picture[:, ::6] = 0  # lines, which bicubic blurs
     config = replace(
-        TINY, steps=160, points=24, batch=16, width=8, learning_rate=1e-2, warmup=10, scales=(2,), validate_every=160,
-        held_out=1,
+        TINY, steps=200, points=24, batch=16, width=8, learning_rate=3e-3, warmup=10, clip=0.05, scales=(2,),
+        validate_every=200, held_out=1,
     )  # fmt: skip
     pictures = [picture, picture]
-    assert train(config, pictures, tmp_path / "whole", CPU) == 160
+    assert train(config, pictures, tmp_path / "whole", CPU) == 200
 
     def stop(step):
-        if step == 81:
+        if step == 101:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(config, pictures, tmp_path / "parts", CPU, after_step=stop)
-    assert train(config, pictures, tmp_path / "parts", CPU, resume=True) == 160
+    assert train(config, pictures, tmp_path / "parts", CPU, resume=True) == 200
     whole, parts = (load(tmp_path / name / "checkpoint.safetensors", CPU)[0] for name in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     pair = pair_of("", picture, 2)
     bicubic = resize_bicubic(pair.low, pair.high.shape[1:])
-    assert psnr(whole.upscale(pair.low, 2), pair.high, 2) > psnr(bicubic, pair.high, 2) + 0.3
+    assert psnr(whole.upscale(pair.low, 2), pair.high, 2) > psnr(bicubic, pair.high, 2) + 1
 
 
 def test_the_commands_end_to_end(tmp_path, monkeypatch):
