@@ -98,7 +98,7 @@ def test_the_residual_follows_contrast_and_not_brightness(monkeypatch):
     plain = model(patches, points, scale, none)
     assert plain.abs().max() > 0.01
     torch.testing.assert_close(model(0.3 * patches + 0.5, points, scale, none), 0.3 * plain, rtol=1e-3, atol=1e-5)
-    model.context, flat = 2, torch.full_like(patches, 0.4)
+    flat = torch.full_like(patches, 0.4)
     assert model(flat, points, scale, none).abs().max() < 1e-4
 
 

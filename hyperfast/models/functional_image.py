@@ -155,8 +155,7 @@ class FunctionalImage(nn.Module):
             out = image.new_empty(self.channels, *size)
             done = 0
             for rows, cols in self._tiles(image, ratio):
-                lines = _inside(rows, image.shape[1], size[0], ratio[0])
-                columns = _inside(cols, image.shape[2], size[1], ratio[1])
+                lines, columns = _inside(rows, ratio[0]), _inside(cols, ratio[1])
                 count = (lines[1] - lines[0]) * (columns[1] - columns[0])
                 if count:
                     tile = self._tile(seen, rows, cols, lines, columns, ratio, math.sqrt(sy * sx))
@@ -205,7 +204,6 @@ class FunctionalImage(nn.Module):
         return render_patches(theta, self.net, origins, patch, size, ratio, seen.new_tensor([alpha]), check=False)
 
 
-def _inside(span: Span, inputs: int, outputs: int, ratio: float) -> Span:
+def _inside(span: Span, ratio: float) -> Span:
     """Output pixels [first, last) that lie in [first, last) of the input: pixel i is at (i + 1/2) / ratio."""
-    first, last = (outputs if edge == inputs else max(0, math.ceil(edge * ratio - 0.5)) for edge in span)
-    return first, last
+    return math.ceil(span[0] * ratio - 0.5), math.ceil(span[1] * ratio - 0.5)
