@@ -1,5 +1,6 @@
 """Super-resolution: the model against plain loops, patches against the pictures they come from, the commands."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 from hyperfast import cli
 from hyperfast.data.bicubic import resize_bicubic
 from hyperfast.data.image_files import Picture
+from hyperfast.data.missing import fill_missing
 from hyperfast.experiments.functional_images.super_resolution.config import NAME, PRESETS, Config, Evaluation
 from hyperfast.experiments.functional_images.super_resolution.metrics import psnr
 from hyperfast.experiments.functional_images.super_resolution.patches import MARGIN, Patches, pair_of
@@ -156,18 +158,29 @@ def test_a_pixel_and_wrong_pictures():
         FunctionalImage(patch=5)
     with pytest.raises(ValueError, match="context must not be negative"):
         FunctionalImage(context=-1)
-    with pytest.raises(ValueError, match="no bicubic picture where pixels are missing"):
-        FunctionalImage(predicts="residual", missing=True)
     with pytest.raises(ValueError, match="base must be the bicubic picture"):
         model_of(predicts="residual")(torch.rand(2, 3, 4, 4), torch.zeros(2, 1, 2), torch.ones(2))
 
 
-def test_missing_pixels_are_not_seen():
-    model, image = model_of(missing=True), smooth(6, 6)
+@pytest.mark.parametrize("make", [model_of, residual_of])
+def test_missing_pixels_are_not_seen(make):
+    model, image = make(missing=True), smooth(6, 6)
     known = (torch.rand(1, 6, 6) < 0.7).float()
     other = torch.where(known > 0, image, torch.rand(3, 6, 6))
     assert torch.equal(model.upscale(image, 2, known), model.upscale(other, 2, known))
     assert not torch.equal(model.upscale(image, 2, known), model.upscale(image, 2))
+
+
+def test_a_residual_over_holes_is_added_to_the_filled_picture():
+    """T is 0 at the start."""
+    model, image = model_of(predicts="residual", missing=True), smooth(9, 7)
+    torch.nn.init.zeros_(model.hypernetwork.details.weight)
+    torch.nn.init.zeros_(model.hypernetwork.weights[-1].weight)
+    known = (torch.rand(1, 9, 7) < 0.7).float()
+    filled = fill_missing(image, known)
+    torch.testing.assert_close(model.upscale(image, 1, known), filled.clamp(0, 1), rtol=0, atol=1e-6)
+    expected = resize_bicubic(filled, (18, 14)).clamp(0, 1)
+    torch.testing.assert_close(model.upscale(image, 2, known), expected, rtol=0, atol=1e-6)
 
 
 def test_sizes_of_the_paper():
@@ -202,12 +215,20 @@ def test_patches_are_of_their_picture(context):
 
 def test_missing_shares_of_patches():
     picture = (smooth(40, 40) * 255).to(torch.uint8)
-    patches = Patches(replace(TINY, predicts="picture", missing=0.5, batch=40, scales=(1, 2)), [picture])
+    patches = Patches(replace(TINY, missing=0.5, batch=40, context=2, scales=(1, 2)), [picture])
     batch = patches.draw(torch.Generator().manual_seed(1))
     known = batch.patches[:, 3]
     assert set(known.unique().tolist()) == {0.0, 1.0}
     assert 0.6 < known.mean() < 0.95
     assert (batch.patches[:, :3] * (1 - known.unsqueeze(1))).abs().max() == 0
+    # At scale 1 the base is what the filled patch has there, the colour where the pixel is known.
+    filled = fill_missing(batch.patches[:, :3], batch.patches[:, 3:])
+    plain, at = batch.scale == 1, ((batch.points + 1) / 2 * 4).long() + 2
+    every = torch.arange(40).unsqueeze(1)
+    here = (known[every, at[..., 0], at[..., 1]] > 0)[plain]
+    assert 10 < here.sum() < here.numel() - 10
+    assert (batch.base - batch.colours)[plain][here].abs().max() < 1e-6
+    assert (batch.base - filled[every, :, at[..., 0], at[..., 1]])[plain].abs().mean() < 0.02
 
 
 # ---- training and the commands ----------------------------------------------------------------------
@@ -264,6 +285,29 @@ def test_the_commands_end_to_end(tmp_path, monkeypatch):
     assert rgba.alpha.shape == (1, 10, 10)
 
 
+def test_filling_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", replace(TINY, missing=0.5, context=2, scales=(1, 2), steps=1))
+    data, run = tmp_path / "data", tmp_path / "run"
+    (data / "tiny").mkdir(parents=True)
+    pixels = (smooth(40, 50) * 255).to(torch.uint8)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(data / "tiny" / "0.png")
+    root = ["--data-root", str(data)]
+    assert cli.main(["train", NAME, "--preset", "small", "--config.train", "tiny", "--out", str(run), *root]) == 0
+    assert cli.main(["evaluate", NAME, "--checkpoint", str(run / "checkpoint.safetensors"), *root]) == 0
+    rows = {row["missing"]: row for row in json.loads((run / "evaluation.json").read_text())["filled"]}
+    assert rows["pixels"]["share"] == pytest.approx(0.3, abs=0.03)
+    # Rows 12 to 17 and 30 to 35, and columns like them, of 40 x 50 pixels.
+    assert rows["squares"]["share"] == pytest.approx(12 * (12 + 2) / 2_000)
+    known = torch.ones(1, 40, 50)
+    for y, x in itertools.product((12, 30), (12, 30, 48)):
+        known[:, y : y + 6, x : x + 6] = 0
+    error = (fill_missing(pixels / 255, known) - pixels / 255)[:, known[0] == 0].square().mean()
+    assert rows["squares"]["plain_psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+    # One step moves the residual from 0 by little.
+    assert all(abs(row["psnr"] - row["plain_psnr"]) < 1 for row in rows.values())
+    assert (run / "filled.png").read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -282,7 +326,6 @@ def test_user_errors(arguments, words, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"missing": 0.5, "predicts": "residual"}, "needs predicts=picture"),
         ({"missing": 1.0}, "config.missing must be from 0 to below 1"),
         ({"context": -1}, "config.context must be at least 0"),
         ({"batch": 1}, "config.batch must be at least 2"),
@@ -292,3 +335,8 @@ def test_user_errors(arguments, words, tmp_path, monkeypatch, capsys):
 def test_wrong_settings(options, words):
     with pytest.raises(ValueError, match=words):
         Config(**options)
+
+
+def test_wrong_evaluation():
+    with pytest.raises(ValueError, match="missing must lie between 0 and 1"):
+        Evaluation(missing=0.0)

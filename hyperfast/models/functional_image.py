@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.bicubic import mirrored, resize_bicubic
+from ..data.missing import fill_missing
 from ..nn import TargetNet
 from ..ops import render_patches
 from ..ops.checks import check_tensor
@@ -35,15 +36,15 @@ class FunctionalImage(nn.Module):
 
     p is the patch, u and v are the coordinates in it, -1 and 1 at its edges, alpha the scale. What bicubic
     interpolation lacks grows with a patch's contrast and does not depend on its brightness: so does the residual.
-    Pictures are covered by overlapping patches, whose networks are averaged with Hann windows.
+    Pictures are covered by overlapping patches, whose networks are averaged with Hann windows. Where pixels are missing,
+    a residual's p and bicubic picture are filled by fill_missing first.
 
     Args:
         channels: C of the pictures: 1 or 3.
         patch: P, side of a patch in low-resolution pixels, even.
         predicts: "picture", as in the paper, or what is to be added to the bicubic picture.
         norm: "none", "per_target" or "shared": PerTargetNorm behind the target's hidden layers.
-        missing: whether pixels may be missing: a mask is one more channel of the hypernetwork's input. Only with
-            predicts="picture".
+        missing: whether pixels may be missing: a mask is one more channel of the hypernetwork's input.
         width, branch_width: channels of the hypernetwork's trunk and branches.
         context: low-resolution pixels around a patch, on each side, that the hypernetwork sees, too.
 
@@ -70,8 +71,6 @@ class FunctionalImage(nn.Module):
         if context < 0:
             raise ValueError(f"context must not be negative; got {context!r}")
         residual = predicts == "residual"
-        if residual and missing:
-            raise ValueError("missing needs predicts='picture': there is no bicubic picture where pixels are missing")
         self.channels, self.patch, self.context = channels, patch, context
         self.predicts, self.missing = predicts, missing
         output: Literal["sigmoid", "identity"] = "identity" if residual else "sigmoid"
@@ -93,7 +92,8 @@ class FunctionalImage(nn.Module):
                 pixel is known and 0 where it is missing, whose colours are then 0.
             points: [B,N,2], (u, v) in [-1,1], of the patch without its context.
             scale: [B], alpha.
-            base: [B,N,C], the bicubic picture there; needed where predicts is "residual".
+            base: [B,N,C], the bicubic picture there, filled where pixels are missing; needed where predicts is
+                "residual".
 
         Returns:
             [B,N,C], not clipped.
@@ -111,9 +111,12 @@ class FunctionalImage(nn.Module):
         """theta [B,num_weights] of patches with their context, as forward takes them."""
         if self.predicts == "picture":
             return self.hypernetwork(patches)
+        known = patches[:, self.channels :]  # no channel where none can be missing
+        if self.missing:
+            patches = fill_missing(patches[:, : self.channels], known)
         details = patches - F.avg_pool2d(F.pad(patches, (1, 1, 1, 1), mode="replicate"), 3, 1)
         size = (details.square().mean((1, 2, 3), keepdim=True) + SMALLEST_DETAIL**2).sqrt()
-        theta = self.hypernetwork(details / size)
+        theta = self.hypernetwork(torch.cat([details / size, known], 1))
         # T's last layer is linear: its weights take the factor.
         before, last = theta[:, : self.last.start], theta[:, self.last]
         return torch.cat([before, last * size.flatten(1)], 1)
@@ -151,6 +154,9 @@ class FunctionalImage(nn.Module):
         training = self.training
         self.eval()
         try:
+            if self.missing:
+                known = torch.ones_like(image[:1]) if known is None else known.to(image)
+                image = image * known
             seen = self._input(image, known)
             out = image.new_empty(self.channels, *size)
             done = 0
@@ -166,14 +172,13 @@ class FunctionalImage(nn.Module):
         finally:
             self.train(training)
         if self.predicts == "residual":
-            out += resize_bicubic(image, size)
+            out += resize_bicubic(image if known is None else fill_missing(image, known), size)
         return out.clamp_(0, 1)
 
     def _input(self, image: Tensor, known: Tensor | None) -> Tensor:
         """What patches are cut of: the picture with a mirrored margin of a patch and its context, and the mask."""
-        if self.missing:
-            known = torch.ones_like(image[:1]) if known is None else known.to(image)
-            image = torch.cat([image * known, known])
+        if known is not None:
+            image = torch.cat([image, known])
         index = [mirrored(side, self.patch + self.context, image.device) for side in image.shape[1:]]
         return image[:, index[0]][:, :, index[1]]
 

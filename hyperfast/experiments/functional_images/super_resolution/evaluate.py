@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from ....data.bicubic import resize_bicubic
+from ....data.missing import fill_missing
 from ....models import FunctionalImage
 from ...tables import write_csv, write_json
 from ...training import ProgressBar
 from .config import Config, Evaluation
-from .figures import FIGURES, Compared, draw
-from .metrics import psnr, ssim
+from .figures import FIGURES, Compared, Filled, draw
+from .metrics import decibels, psnr, ssim
 from .patches import Pair, read_pairs
 from .train import load
 
+# Known pixels between the squares that are missing.
+_APART = 12
+FILLED = ("set", "missing", "pictures", "share", "psnr", "plain_psnr")
 COLUMNS = ("set", "scale", "pictures", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "trained")
 
 
@@ -56,14 +60,40 @@ def rows(
     return table, drawn
 
 
-def filled(model: FunctionalImage, picture: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """(picture [C,H,W] with a share of its pixels missing and a square hole in its middle, the model's at scale 1)."""
-    generator = torch.Generator().manual_seed(0)
-    known = (torch.rand(1, *picture.shape[1:], generator=generator) >= share).float()
-    rows_, cols = picture.shape[1:]
-    known[:, rows_ // 2 - 4 : rows_ // 2 + 4, cols // 2 - 4 : cols // 2 + 4] = 0
-    known = known.to(picture)
-    return picture * known, model.upscale(picture, 1, known)
+def masks(settings: Evaluation, rows_: int, cols: int) -> dict[str, Tensor]:
+    """[1,h,w] each, 0 where a pixel is missing: at random places; in squares that lie `_APART` pixels apart."""
+    draws = torch.rand(1, rows_, cols, generator=torch.Generator().manual_seed(0))
+    down, right = (torch.arange(side) % (settings.square + _APART) >= _APART for side in (rows_, cols))
+    squares = down.unsqueeze(1) & right
+    return {"pixels": (draws >= settings.missing).float(), "squares": (~squares).float().unsqueeze(0)}
+
+
+def fill(
+    model: FunctionalImage, settings: Evaluation, data_root: Path | None, device: torch.device
+) -> tuple[list[dict], list[Filled]]:
+    """A row for each set and mask, and the first picture with each: pictures at scale 1 of which pixels are missing.
+
+    psnr is of all channels of the missing pixels, and plain_psnr that of fill_missing.
+    """
+    table, drawn = [], []
+    for name in settings.sets:
+        every: dict[str, list[list[float]]] = {}
+        pairs = read_pairs(name, 1, data_root, settings.pictures)
+        with ProgressBar(f"{name}, filled", len(pairs)) as bar:
+            for i, pair in enumerate(pairs):
+                for kind, known in masks(settings, *pair.high.shape[1:]).items():
+                    ours = model.upscale(pair.high.to(device), 1, known.to(device)).cpu()
+                    plain = fill_missing(pair.high, known)
+                    there = known[0] == 0
+                    values = [decibels((f - pair.high)[:, there].square().mean().item(), 1) for f in (ours, plain)]
+                    every.setdefault(kind, []).append([there.float().mean().item(), *values])
+                    if name == settings.sets[0] and i == 0:
+                        drawn.append(Filled(kind, pair.high * known, plain, ours, pair.high))
+                bar.update(i + 1)
+        for kind, lines in every.items():
+            means = [sum(column) / len(column) for column in zip(*lines, strict=True)]
+            table.append(dict(zip(FILLED, (name, kind, len(lines), *means), strict=True)))
+    return table, drawn
 
 
 def run(
@@ -75,9 +105,13 @@ def run(
     begun = time.perf_counter()
     table, drawn = rows(model, config, settings, data_root, device)
     write_csv(out / "table.csv", table)
+    holes, shown = fill(model, settings, data_root, device) if config.missing else ([], [])
+    if holes:
+        write_csv(out / "filled.csv", holes)
     about = {
         "checkpoint": str(path), "step": step, "settings": asdict(settings), "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.perf_counter() - begun, "table": table,
+        "filled": holes,
     }  # fmt: skip
     write_json(out / "evaluation.json", about)
     for row in table:
@@ -85,9 +119,13 @@ def run(
             f"{row['set']} x{row['scale']:g}: {row['psnr']:.2f} dB, {row['ssim']:.4f}; bicubic {row['bicubic_psnr']:.2f} "
             f"dB, {row['bicubic_ssim']:.4f}" + ("" if row["trained"] else " (a scale that was not trained)")
         )
+    for row in holes:
+        print(
+            f"{row['set']}, {row['missing']} missing ({row['share']:.0%}): {row['psnr']:.2f} dB there; plainly filled "
+            f"{row['plain_psnr']:.2f} dB"
+        )
     if figures:
         low = drawn[0].low.to(device)
         stretched = model.upscale(low, settings.stretch).cpu()
-        holes = filled(model, drawn[0].low.to(device), settings.missing) if config.missing else None
         chosen = tuple(name for name in FIGURES if name in figures)
-        print("\n".join(map(str, draw(chosen, drawn, stretched, holes, path.parent, out))))
+        print("\n".join(map(str, draw(chosen, drawn, stretched, shown, path.parent, out))))

@@ -31,20 +31,29 @@ class Compared:
     high: Tensor
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A picture of which `kind` are missing: with holes, filled plainly, by ours, and the original, [C,H,W]."""
+
+    kind: str
+    holes: Tensor
+    plain: Tensor
+    ours: Tensor
+    original: Tensor
+
+
 def draw(
-    names: Sequence[str], compared: Sequence[Compared], stretched: Tensor, holes: tuple[Tensor, Tensor] | None,
-    run: Path, out: Path,
+    names: Sequence[str], compared: Sequence[Compared], stretched: Tensor, filled: Sequence[Filled], run: Path, out: Path,
 ) -> list[Path]:  # fmt: skip
     """Draws the figures named into `out` and returns their paths. run: the folder with the training's CSV files."""
     found: dict[str, Figure] = {}
     if "pictures" in names:
         found["pictures"] = pictures(compared)
     if "stretched" in names:
-        found["stretched"] = _side_by_side({"low resolution": compared[0].low, "stretched": stretched})
-    if "filled" in names and holes is not None:
-        found["filled"] = _side_by_side(
-            {"with missing pixels": holes[0], "filled": holes[1], "original": compared[0].low}
-        )
+        found["stretched"] = picture_rows([[compared[0].low, stretched]], ["low resolution", "stretched"], 3.4)
+    if "filled" in names and filled:
+        rows = [[f.holes, f.plain, f.ours, f.original] for f in filled]
+        found["filled"] = picture_rows(rows, ["missing pixels", "filled plainly", "ours", "original"], 3.4)
     if "training" in names and (run / "metrics.csv").exists():
         found["training"] = training(run)
     return [save_png(picture, out / f"{name}.png") for name, picture in found.items()]
@@ -64,10 +73,6 @@ def pictures(compared: Sequence[Compared]) -> Figure:
         line[4].axis("off")
         drawn.colorbar(shown, ax=line[4], fraction=0.05)
     return drawn
-
-
-def _side_by_side(parts: dict[str, Tensor]) -> Figure:
-    return picture_rows([list(parts.values())], list(parts), 3.4)
 
 
 def training(run: Path) -> Figure:

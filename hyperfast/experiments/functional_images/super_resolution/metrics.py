@@ -22,8 +22,12 @@ def psnr(found: Tensor, expected: Tensor, border: int) -> float:
     Infinite for equal pictures. Raises ValueError where nothing is left.
     """
     a, b = _inside(found, expected, border, 1)
-    error = (a - b).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    return decibels((a - b).square().mean().item(), 255)
+
+
+def decibels(error: float, peak: float) -> float:
+    """PSNR of a mean squared error; infinite where it is 0."""
+    return 10 * math.log10(peak**2 / error) if error else math.inf
 
 
 def ssim(found: Tensor, expected: Tensor, border: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....data.bicubic import bicubic_at, mirrored, resize_bicubic
 from ....data.image_files import PictureFiles
+from ....data.missing import fill_missing
 from ....data.super_resolution import Pair, find_set, load_pairs
 from ... import ranks
 from .config import Config
@@ -22,7 +23,7 @@ MARGIN = 2
 @dataclass(frozen=True)
 class Batch:
     """patches [B,C or C+1,S,S] with their context; points [B,N,2] in [-1,1]; scale [B]; base and colours [B,N,C]: bicubic
-    and true."""
+    and true. Where pixels may be missing, a mask is the patches' last channel, and base is of the filled patch."""
 
     patches: Tensor
     points: Tensor
@@ -106,13 +107,12 @@ class Patches:
         masks = [self._known(draws) for _ in items] if self.config.missing else []
         items = ranks.own(items)
         patches, places, points, scale, colours = (list(part) for part in zip(*items, strict=True))
-        whole = torch.stack(patches).float() / 255
-        base = bicubic_at(whole, torch.stack(places) + (MARGIN + self.config.context))
-        inner = whole[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+        seen = whole = torch.stack(patches).float() / 255
         if self.config.missing:
             known = torch.stack(ranks.own(masks))
-            inner = torch.cat([inner * known, known], 1)
-        turned, moved = _symmetry(inner, torch.stack(points), draws)
+            seen, whole = torch.cat([whole * known, known], 1), fill_missing(whole, known)
+        base = bicubic_at(whole, torch.stack(places) + (MARGIN + self.config.context))
+        turned, moved = _symmetry(seen[..., MARGIN:-MARGIN, MARGIN:-MARGIN], torch.stack(points), draws)
         return Batch(turned, moved, torch.tensor(scale), base, torch.stack(colours).float() / 255)
 
     def _item(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
@@ -130,8 +130,8 @@ class Patches:
         return patch, places, 2 * places / size - 1, float(scale), colours
 
     def _known(self, draws: torch.Generator) -> Tensor:
-        """[1,S,S]: 0 in a random share of the pixels, half of the time in one rectangle."""
-        size, share = self._seen, self.config.missing * torch.rand((), generator=draws)
+        """Of a patch with context and margin: 0 in a random share of the pixels, half of the time in one square."""
+        size, share = self._seen + 2 * MARGIN, self.config.missing * torch.rand((), generator=draws)
         known = torch.ones(1, size, size)
         if torch.rand((), generator=draws) < 0.5:
             side = int(size * share.sqrt())

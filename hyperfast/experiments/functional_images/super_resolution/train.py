@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....data.bicubic import resize_bicubic
+from ....data.missing import fill_missing
 from ....models import FunctionalImage
 from ... import checkpoint, ranks
 from ...loop import Training, report
@@ -55,12 +56,22 @@ def train_step(
 
 
 def validate(config: Config, model: FunctionalImage, pairs: dict[int, list[Pair]]) -> dict[str, float]:
-    """Mean PSNR of luma at each trained scale, and the gain over bicubic."""
+    """Mean PSNR of luma at each trained scale, and the gain over bicubic.
+
+    Where pixels may be missing, config.missing / 2 of them are, and fill_missing comes before bicubic.
+    """
     device = next(model.parameters()).device
     found: dict[str, float] = {}
     for scale, every in pairs.items():
-        ours = [psnr(model.upscale(p.low.to(device), scale).cpu(), p.high, scale) for p in every]
-        plain = [psnr(resize_bicubic(p.low, tuple(p.high.shape[1:])), p.high, scale) for p in every]
+        ours, plain = [], []
+        for pair in every:
+            low, known, size = pair.low.to(device), None, pair.high.shape[1:]
+            if config.missing:
+                draws = torch.rand(1, *low.shape[1:], generator=torch.Generator().manual_seed(0))
+                known = (draws >= config.missing / 2).float().to(device)
+            ours.append(psnr(model.upscale(low, scale, known).cpu(), pair.high, scale))
+            base = low if known is None else fill_missing(low, known)
+            plain.append(psnr(resize_bicubic(base, size).cpu(), pair.high, scale))
         mean = sum(ours) / len(ours)
         found |= {f"psnr_x{scale}": mean, f"gain_x{scale}": mean - sum(plain) / len(plain)}
     return found
