@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CPP := $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: setup demo test test-long bench lint format gpu
 
@@ -61,6 +61,8 @@ gpu:
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(PYTHON) -m pytest -q tests -m gpu -k test_28 || exit 1; \
 	done | tee $(OUT)/sanitizers.txt
+	nvcc -std=c++17 -O3 -arch=native -o $(OUT)/hyper_lstm_barrier benchmarks/hyper_lstm_barrier.cu
+	set -o pipefail; $(OUT)/hyper_lstm_barrier | tee $(OUT)/hyper_lstm_barrier.txt
 	$(PYTHON) -m hyperfast.benchmarks.run --device cuda --json $(OUT)/cuda.json --report $(OUT)/RESULTS.md
 	$(PYTHON) -m hyperfast.cli profile --device cuda --trace $(OUT)/trace.json | tee $(OUT)/profile.txt
 gpu: SHELL := /bin/bash
