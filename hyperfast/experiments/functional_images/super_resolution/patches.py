@@ -130,11 +130,13 @@ class Patches:
         return patch, places, 2 * places / size - 1, float(scale), colours
 
     def _known(self, draws: torch.Generator) -> Tensor:
-        """Of a patch with context and margin: 0 in a random share of the pixels, half of the time in one square."""
+        """Of a patch with context and margin: 0 in a random share of the pixels or, half of the time, in a square whose
+        side is that share of the patch's.
+        """
         size, share = self._seen + 2 * MARGIN, self.config.missing * torch.rand((), generator=draws)
         known = torch.ones(1, size, size)
         if torch.rand((), generator=draws) < 0.5:
-            side = int(size * share.sqrt())
+            side = int(size * share)
             y, x = (_below(size - side + 1, draws) for _ in range(2))
             known[:, y : y + side, x : x + side] = 0
         else:
