@@ -20,6 +20,7 @@ from hyperfast.experiments.functional_images.super_resolution.patches import MAR
 from hyperfast.experiments.functional_images.super_resolution.train import load, train
 from hyperfast.experiments.functional_images.super_resolution.upscale import upscale_picture
 from hyperfast.models import FunctionalImage, functional_image
+from hyperfast.models.branched_hypernetwork import layers_of
 
 CPU = torch.device("cpu")
 TINY = Config(
@@ -125,10 +126,10 @@ def test_every_pixel_reaches_the_last_layer():
     for linear in model.hypernetwork.weights:
         torch.nn.init.zeros_(linear.weight)
     patches = torch.rand(1, 3, 6, 6, requires_grad=True)
-    theta = model.generate(patches)
-    theta[:, model.last].sum().backward()
+    theta, last = model.generate(patches), layers_of(model.net)[-1]
+    theta[:, last].sum().backward()
     assert (patches.grad != 0).all()
-    assert torch.equal(theta[:, : model.last.start], model.generate(patches.detach().flip(2))[:, : model.last.start])
+    assert torch.equal(theta[:, : last.start], model.generate(patches.detach().flip(2))[:, : last.start])
 
 
 @pytest.mark.parametrize("norm", ["none", "per_target", "shared"])
@@ -169,6 +170,9 @@ def test_missing_pixels_are_not_seen(make):
     other = torch.where(known > 0, image, torch.rand(3, 6, 6))
     assert torch.equal(model.upscale(image, 2, known), model.upscale(other, 2, known))
     assert not torch.equal(model.upscale(image, 2, known), model.upscale(image, 2))
+    same = model.upscale(image, 1, known)  # known ones stay
+    assert torch.equal(same[:, known[0] > 0], image[:, known[0] > 0])
+    assert (same != image)[:, known[0] == 0].any()
 
 
 def test_a_residual_over_holes_is_added_to_the_filled_picture():
@@ -221,14 +225,17 @@ def test_missing_shares_of_patches():
     assert set(known.unique().tolist()) == {0.0, 1.0}
     assert 0.6 < known.mean() < 0.95
     assert (batch.patches[:, :3] * (1 - known.unsqueeze(1))).abs().max() == 0
-    # At scale 1 the base is what the filled patch has there, the colour where the pixel is known.
-    filled = fill_missing(batch.patches[:, :3], batch.patches[:, 3:])
+    # At scale 1, points are the missing pixels, where there are any, and the base is what the filled patch has there.
     plain, at = batch.scale == 1, ((batch.points + 1) / 2 * 4).long() + 2
     every = torch.arange(40).unsqueeze(1)
-    here = (known[every, at[..., 0], at[..., 1]] > 0)[plain]
-    assert 10 < here.sum() < here.numel() - 10
-    assert (batch.base - batch.colours)[plain][here].abs().max() < 1e-6
+    here = known[every, at[..., 0], at[..., 1]] > 0
+    whole = known[:, 2:6, 2:6].amin((1, 2)) > 0
+    assert torch.equal(here[plain], whole[plain].unsqueeze(1).expand(-1, 12))
+    assert 0 < whole[plain].sum() < plain.sum()
+    assert here[~plain].any(1).sum() > (whole & ~plain).sum()
+    filled = fill_missing(batch.patches[:, :3], batch.patches[:, 3:])
     assert (batch.base - filled[every, :, at[..., 0], at[..., 1]])[plain].abs().mean() < 0.02
+    assert (batch.base - batch.colours)[plain & whole].abs().max() < 1e-6
 
 
 # ---- training and the commands ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import TargetNet
@@ -195,13 +196,20 @@ class BranchedHypernetwork(nn.Module):
         *_, last_bias = self.weights.parameters()
         nn.init.zeros_(last_bias)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """[B,C,H,W] -> [B,P], in the order of net.layout."""
+    def forward(self, pictures: Tensor, last: Tensor | None = None) -> Tensor:
+        """[B,C,H,W] -> [B,P], in the order of net.layout; last [B,1]: a factor of the last layer's weights."""
         check_tensor("pictures", pictures, (4,), "[B,C,H,W]")
         for dim, expected in enumerate((self.in_channels, *self.size), 1):
             check_size("pictures", pictures, dim, expected, "the constructor's")
         features, pixels = self.trunk(pictures)
-        parts = [linear(branch(features)) for branch, linear in zip(self.branches, self.weights, strict=True)]
+        # Units go into the layers that make the weights: those are smaller than the weights of many pictures.
+        units = self.unit.split([layer.out_features for layer in self.weights])
+        parts = [
+            F.linear(branch(features), layer.weight * unit.unsqueeze(1), layer.bias * unit)
+            for branch, layer, unit in zip(self.branches, self.weights, units, strict=True)
+        ]
         if self.details is not None:
-            parts[-1] = parts[-1] + self.details(pixels.flatten(1))
-        return torch.cat(parts, 1) * self.unit
+            parts[-1] = parts[-1] + F.linear(pixels.flatten(1), self.details.weight * units[-1].unsqueeze(1))
+        if last is not None:
+            parts[-1] = parts[-1] * last
+        return torch.cat(parts, 1)

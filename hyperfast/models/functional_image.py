@@ -17,7 +17,7 @@ from ..nn import TargetNet
 from ..ops import render_patches
 from ..ops.checks import check_tensor
 from . import targets
-from .branched_hypernetwork import BranchedHypernetwork, layers_of
+from .branched_hypernetwork import BranchedHypernetwork
 
 # Bytes of the generated weights and of the grids of statistics that upscale keeps at once: those of a tile's patches.
 _TILE_BYTES = 64 << 20
@@ -82,7 +82,6 @@ class FunctionalImage(nn.Module):
         self.hypernetwork = BranchedHypernetwork(
             self.net, inputs, (side, side), width, branch_width, frequencies, details=residual
         )
-        self.last = layers_of(self.net)[-1]
 
     def forward(self, patches: Tensor, points: Tensor, scale: Tensor, base: Tensor | None = None) -> Tensor:
         """Colours at points of patches.
@@ -116,10 +115,8 @@ class FunctionalImage(nn.Module):
             patches = fill_missing(patches[:, : self.channels], known)
         details = patches - F.avg_pool2d(F.pad(patches, (1, 1, 1, 1), mode="replicate"), 3, 1)
         size = (details.square().mean((1, 2, 3), keepdim=True) + SMALLEST_DETAIL**2).sqrt()
-        theta = self.hypernetwork(torch.cat([details / size, known], 1))
         # T's last layer is linear: its weights take the factor.
-        before, last = theta[:, : self.last.start], theta[:, self.last]
-        return torch.cat([before, last * size.flatten(1)], 1)
+        return self.hypernetwork(torch.cat([details / size, known], 1), size.flatten(1))
 
     @torch.no_grad()
     def upscale(
@@ -134,7 +131,8 @@ class FunctionalImage(nn.Module):
         Args:
             image: [C,h,w] in [0,1].
             scale: output pixels an input pixel, a positive number or (sy, sx); alpha is its geometric mean.
-            known: [1,h,w], 0 where a pixel is missing; for models with `missing`.
+            known: [1,h,w], 0 where a pixel is missing; for models with `missing`. At scale 1 known pixels stay as they
+                are.
             progress: called as progress(done, total) after every tile, in output pixels.
 
         Returns:
@@ -173,6 +171,8 @@ class FunctionalImage(nn.Module):
             self.train(training)
         if self.predicts == "residual":
             out += resize_bicubic(image if known is None else fill_missing(image, known), size)
+        if known is not None and size == (height, width):
+            out = torch.where(known > 0, image, out)
         return out.clamp_(0, 1)
 
     def _input(self, image: Tensor, known: Tensor | None) -> Tensor:

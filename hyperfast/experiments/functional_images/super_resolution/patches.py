@@ -103,20 +103,20 @@ class Patches:
 
     def draw(self, draws: torch.Generator) -> Batch:
         """This rank's of config.batch patches, with config.points pixels each, on the CPU."""
-        items = [self._item(draws) for _ in range(self.config.batch)]
-        masks = [self._known(draws) for _ in items] if self.config.missing else []
-        items = ranks.own(items)
-        patches, places, points, scale, colours = (list(part) for part in zip(*items, strict=True))
+        items = ranks.own([self._item(draws) for _ in range(self.config.batch)])
+        patches, masks, places, points, scale, colours = (list(part) for part in zip(*items, strict=True))
         seen = whole = torch.stack(patches).float() / 255
         if self.config.missing:
-            known = torch.stack(ranks.own(masks))
+            known = torch.stack(masks)
             seen, whole = torch.cat([whole * known, known], 1), fill_missing(whole, known)
         base = bicubic_at(whole, torch.stack(places) + (MARGIN + self.config.context))
         turned, moved = _symmetry(seen[..., MARGIN:-MARGIN, MARGIN:-MARGIN], torch.stack(points), draws)
         return Batch(turned, moved, torch.tensor(scale), base, torch.stack(colours).float() / 255)
 
-    def _item(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
-        """Low patch with context and margin, places in the patch [N,2] in pixels, (u, v) [N,2], scale, colours [N,3]."""
+    def _item(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor]:
+        """Low patch with context and margin, which of it is known, places in the patch [N,2] in pixels, (u, v) [N,2],
+        scale, colours [N,3].
+        """
         size, context, which = self.config.patch, self.config.context, _below(len(self.config.scales), draws)
         scale = self.config.scales[which]
         k = int(torch.multinomial(self.weights[which], 1, generator=draws))
@@ -124,17 +124,26 @@ class Patches:
         assert low is not None
         y, x = (_below(side - 2 * MARGIN - self._seen + 1, draws) for side in low.shape[1:])
         patch = low[:, y : y + self._seen + 2 * MARGIN, x : x + self._seen + 2 * MARGIN]
+        known = self._known(draws)
         pixels = torch.randint(size * scale, (self.config.points, 2), generator=draws)
+        if scale == 1:  # nothing is to be learnt of known pixels
+            edge = MARGIN + context
+            missing = (known[0, edge : edge + size, edge : edge + size] == 0).nonzero()
+            if len(missing):
+                pixels = missing[torch.randint(len(missing), (self.config.points,), generator=draws)]
         colours = high[:, pixels[:, 0] + (y + context) * scale, pixels[:, 1] + (x + context) * scale].T
         places = (pixels + 0.5) / scale
-        return patch, places, 2 * places / size - 1, float(scale), colours
+        return patch, known, places, 2 * places / size - 1, float(scale), colours
 
     def _known(self, draws: torch.Generator) -> Tensor:
         """Of a patch with context and margin: 0 in a random share of the pixels or, half of the time, in a square whose
         side is that share of the patch's.
         """
-        size, share = self._seen + 2 * MARGIN, self.config.missing * torch.rand((), generator=draws)
+        size = self._seen + 2 * MARGIN
         known = torch.ones(1, size, size)
+        if not self.config.missing:
+            return known
+        share = self.config.missing * torch.rand((), generator=draws)
         if torch.rand((), generator=draws) < 0.5:
             side = int(size * share)
             y, x = (_below(size - side + 1, draws) for _ in range(2))
