@@ -136,17 +136,18 @@ class Patches:
         return patch, known, places, 2 * places / size - 1, float(scale), colours
 
     def _known(self, draws: torch.Generator) -> Tensor:
-        """Of a patch with context and margin: 0 in a random share of the pixels or, half of the time, in a square whose
-        side is that share of the patch's.
+        """Of a patch with context and margin: 0 in a random share of the pixels or, half of the time, in a square that
+        reaches into the patch and whose side is that share of it all.
         """
-        size = self._seen + 2 * MARGIN
+        size, edge = self._seen + 2 * MARGIN, MARGIN + self.config.context
         known = torch.ones(1, size, size)
         if not self.config.missing:
             return known
         share = self.config.missing * torch.rand((), generator=draws)
         if torch.rand((), generator=draws) < 0.5:
             side = int(size * share)
-            y, x = (_below(size - side + 1, draws) for _ in range(2))
+            first, last = max(0, edge - side + 1), min(size - side, edge + self.config.patch - 1)
+            y, x = (first + _below(last - first + 1, draws) for _ in range(2))
             known[:, y : y + side, x : x + side] = 0
         else:
             known[torch.rand(1, size, size, generator=draws) < share] = 0
