@@ -49,7 +49,7 @@ def test_25_sanitizers(tmp_path):
     )  # fmt: skip
     files = [f"tests/test_{stem}.py" for stem in stems]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(site), "-q", "-x", "-p", "no:xdist", "-k", TESTS, *files],
+        [sys.executable, "-c", RUN, str(site), "-q", "-x", "--capture=sys", "-p", "no:xdist", "-k", TESTS, *files],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

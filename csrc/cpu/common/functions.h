@@ -11,6 +11,7 @@ namespace HF_ISA {
 
 typedef Vec<float> F;
 typedef VecOf<float>::integer I;
+typedef uint32_t U __attribute__((vector_size(HF_VECTOR_BYTES)));
 typedef Vec<double> D;
 
 template <class V, class Function>
@@ -74,7 +75,8 @@ HF_INLINE F vlog(F x) {
   return __builtin_convertvector(n, F) * 0.693147181f + log1p;
 }
 
-// 2^x for x in [-126, 127], relative error 1e-8 before rounding; other numbers give garbage, NaN gives NaN.
+// 2^x for x in [-126, 127], relative error 1e-8 before rounding; other numbers give garbage, NaN gives NaN. Bits are
+// added as unsigned integers, for which an overflow is defined.
 HF_INLINE F exp2_normal(F x) {
   const F t = x + kRound;
   const F r = x - (t - kRound);
@@ -83,7 +85,7 @@ HF_INLINE F exp2_normal(F x) {
   p = p * r + 0.05550362399847888f;
   p = p * r + 0.24022647832186947f;
   p = p * r + 0.6931471805599453f;
-  const F scale = (F)(((I)t << 23) + 0x3F800000);
+  const F scale = (F)(((U)t << 23) + 0x3F800000u);
   return p * r * scale + scale;
 }
 
