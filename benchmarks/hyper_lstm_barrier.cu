@@ -101,6 +101,16 @@ struct Flags {
 // What block b adds to row r: small integers, whose sums are exact in any order.
 __device__ float part(int row, int block) { return float((row + 3 * block) % 8); }
 
+// This block's parts and their squares into [2,rows,blocks].
+__device__ void send_parts(Word* places, unsigned exchange, int rows) {
+  const int blocks = gridDim.x;
+  for (int row = threadIdx.x; row < rows; row += THREADS) {
+    const float x = part(row, blockIdx.x);
+    send(places + row * blocks + blockIdx.x, exchange, x);
+    send(places + (rows + row) * blocks + blockIdx.x, exchange, x * x);
+  }
+}
+
 // totals [2,rows] in shared memory, of this exchange.
 __device__ bool right(const float* totals, int rows) {
   bool same = true;
@@ -119,11 +129,7 @@ struct All {
   static __device__ void run(Word* words, unsigned exchange, int rows, float* totals) {
     const int blocks = gridDim.x;
     words += (exchange % 2) * 2 * rows * blocks;  // [2,rows,blocks]
-    for (int row = threadIdx.x; row < rows; row += THREADS) {
-      const float x = part(row, blockIdx.x);
-      send(words + row * blocks + blockIdx.x, exchange, x);
-      send(words + (rows + row) * blocks + blockIdx.x, exchange, x * x);
-    }
+    send_parts(words, exchange, rows);
     for (int line = threadIdx.x / 32; line < 2 * rows; line += WARPS) {
       const float total = gathered(words + line * blocks, blocks, exchange);
       if (threadIdx.x % 32 == 0) totals[line] = total;
@@ -137,11 +143,7 @@ struct Owners {
     const int blocks = gridDim.x;
     Word* parts = words + (exchange % 2) * 2 * rows * (blocks + 1);  // [2,rows,blocks]
     Word* sums = parts + 2 * rows * blocks;                          // [2,rows]
-    for (int row = threadIdx.x; row < rows; row += THREADS) {
-      const float x = part(row, blockIdx.x);
-      send(parts + row * blocks + blockIdx.x, exchange, x);
-      send(parts + (rows + row) * blocks + blockIdx.x, exchange, x * x);
-    }
+    send_parts(parts, exchange, rows);
     for (int line = blockIdx.x + threadIdx.x / 32 * blocks; line < 2 * rows; line += WARPS * blocks) {
       const float total = gathered(parts + line * blocks, blocks, exchange);
       if (threadIdx.x % 32 == 0) send(sums + line, exchange, total);

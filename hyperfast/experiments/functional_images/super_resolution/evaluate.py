@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ...training import ProgressBar
 from .config import Config, Evaluation
 from .figures import FIGURES, Compared, Filled, draw
 from .metrics import decibels, psnr, ssim
-from .patches import Pair, read_pairs
+from .patches import Pair, known_at_random, read_pairs
 from .train import load
 
 # Known pixels between the squares that are missing.
@@ -60,12 +61,11 @@ def rows(
     return table, drawn
 
 
-def masks(settings: Evaluation, rows_: int, cols: int) -> dict[str, Tensor]:
+def masks(settings: Evaluation, size: Sequence[int]) -> dict[str, Tensor]:
     """[1,h,w] each, 0 where a pixel is missing: at random places; in squares that lie `_APART` pixels apart."""
-    draws = torch.rand(1, rows_, cols, generator=torch.Generator().manual_seed(0))
-    down, right = (torch.arange(side) % (settings.square + _APART) >= _APART for side in (rows_, cols))
+    down, right = (torch.arange(side) % (settings.square + _APART) >= _APART for side in size)
     squares = down.unsqueeze(1) & right
-    return {"pixels": (draws >= settings.missing).float(), "squares": (~squares).float().unsqueeze(0)}
+    return {"pixels": known_at_random(size, settings.missing), "squares": (~squares).float().unsqueeze(0)}
 
 
 def fill(
@@ -81,14 +81,14 @@ def fill(
         pairs = read_pairs(name, 1, data_root, settings.pictures)
         with ProgressBar(f"{name}, filled", len(pairs)) as bar:
             for i, pair in enumerate(pairs):
-                for kind, known in masks(settings, *pair.high.shape[1:]).items():
+                for kind, known in masks(settings, pair.high.shape[1:]).items():
                     ours = model.upscale(pair.high.to(device), 1, known.to(device)).cpu()
                     plain = fill_missing(pair.high, known)
                     there = known[0] == 0
                     values = [decibels((f - pair.high)[:, there].square().mean().item(), 1) for f in (ours, plain)]
                     every.setdefault(kind, []).append([there.float().mean().item(), *values])
                     if name == settings.sets[0] and i == 0:
-                        drawn.append(Filled(kind, pair.high * known, plain, ours, pair.high))
+                        drawn.append(Filled(pair.high * known, plain, ours, pair.high))
                 bar.update(i + 1)
         for kind, lines in every.items():
             means = [sum(column) / len(column) for column in zip(*lines, strict=True)]

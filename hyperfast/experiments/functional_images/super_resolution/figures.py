@@ -33,9 +33,8 @@ class Compared:
 
 @dataclass(frozen=True)
 class Filled:
-    """A picture of which `kind` are missing: with holes, filled plainly, by ours, and the original, [C,H,W]."""
+    """A picture with holes, filled plainly, by ours, and the original, [C,H,W]."""
 
-    kind: str
     holes: Tensor
     plain: Tensor
     ours: Tensor

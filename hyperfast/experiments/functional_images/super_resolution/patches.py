@@ -69,6 +69,11 @@ def pair_of(name: str, picture: Tensor, scale: float) -> Pair:
     return Pair(name, (resize_bicubic(high, (rows, cols)).clamp(0, 1) * 255).round() / 255, high)
 
 
+def known_at_random(size: Sequence[int], missing: float) -> Tensor:
+    """[1,h,w], 0 in that share of the pixels of a picture; the same ones for every picture of the size."""
+    return (torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) >= missing).float()
+
+
 def _bytes(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().to(torch.uint8).expand(3, -1, -1)
 

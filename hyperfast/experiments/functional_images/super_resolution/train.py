@@ -18,7 +18,7 @@ from ...loop import run as run_loop
 from ...training import descend, generator_at, half_cosine, seeded
 from .config import MAY_DIFFER, NAME, Config
 from .metrics import psnr
-from .patches import Pair, Patches, pair_of, read_training
+from .patches import Pair, Patches, known_at_random, pair_of, read_training
 
 METRICS = ("loss", "psnr", "gradient_norm", "learning_rate")
 
@@ -67,8 +67,7 @@ def validate(config: Config, model: FunctionalImage, pairs: dict[int, list[Pair]
         for pair in every:
             low, known, size = pair.low.to(device), None, pair.high.shape[1:]
             if config.missing:
-                draws = torch.rand(1, *low.shape[1:], generator=torch.Generator().manual_seed(0))
-                known = (draws >= config.missing / 2).float().to(device)
+                known = known_at_random(low.shape[1:], config.missing / 2).to(device)
             ours.append(psnr(model.upscale(low, scale, known).cpu(), pair.high, scale))
             base = low if known is None else fill_missing(low, known)
             plain.append(psnr(resize_bicubic(base, size).cpu(), pair.high, scale))
