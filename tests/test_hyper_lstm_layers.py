@@ -1,5 +1,7 @@
 """The recurrent layers: the paper's parameter counts, nn.LSTM's forms of input, packed sequences, scales, errors."""
 
+import copy
+
 import pytest
 import torch
 from test_hyper_lstm import close, flat_inputs, grouped, together
@@ -108,6 +110,24 @@ def test_two_chunks_equal_the_whole():
     first, state = m(x[:4])
     second, last = m(x[4:], state)
     close([torch.cat([first, second]), *last], [whole, *end])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [hf.nn.HyperLSTM, hf.nn.LayerNormLSTM, hf.nn.HyperRNN])
+def test_17_autocast_of_layers_and_chunks(kind, dtype):
+    """A second layer reads what the first wrote in autocast's type, and a second call its state, beside a float32 x."""
+    m = kind(3, 20) if kind is hf.nn.HyperRNN else kind(3, 20, num_layers=2)
+    x = torch.randn(9, 4, 3)
+    with torch.autocast("cpu", dtype=dtype):
+        whole, end = m(x)
+        first, state = m(x[:4])
+        second, last = m(x[4:], state)
+    expected, _ = copy.deepcopy(m).to(dtype)(x.to(dtype))
+    assert {whole.dtype, *(part.dtype for part in end)} == {dtype}
+    assert torch.equal(whole, expected)
+    rounding = 4 * torch.finfo(dtype).eps  # of the state between the calls, at most 1; within a call it is float32
+    for part, other in zip([torch.cat([first, second]), *last], [whole, *end], strict=True):
+        torch.testing.assert_close(part, other, rtol=0, atol=rounding)
 
 
 def test_cell_is_one_step():

@@ -90,7 +90,8 @@ def run(
 ) -> States:
     """Checks the 23 tensors and runs the recurrence on the backend that serves `op`."""
     x = _check(tensors, options.cell, batch_sizes, seed)
-    given = autocast(x.device.type, *tensors)
+    given = autocast(x.device.type, *tensors)  # a state from an earlier call may come in autocast's type, x in its own
+    _check_types(given)
     weight_types = {t.dtype for t in given[5:] if t is not None}
     chosen = backends.select(op, x.device.type, given[0].dtype, *weight_types)
     if seed is None or (options.recurrent_dropout == 0 and options.hyper_recurrent_dropout == 0):
@@ -135,15 +136,18 @@ def _check(tensors: Sequence[Tensor | None], cell: str, batch_sizes: Tensor | No
             if t.shape[dim] != sizes[size]:
                 raise ValueError(f"{name} must be {documented[name]} with {size} = {sizes[size]}; got {tuple(t.shape)}")
     check_together(**given)
-    dtypes = {t.dtype for name, t in given.items() if name in NAMES[:5]}
-    if len(dtypes) > 1:
-        raise TypeError(f"x and the state must have one dtype; got {', '.join(map(str, dtypes))}")
-    if len({t.dtype for name, t in given.items() if name not in NAMES[:5]}) > 1:
-        raise TypeError("all weights must have one dtype")
     _check_rows(x, batch, batch_sizes)
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device):
         raise ValueError(f"seed must be one int64 on {x.device}; got {tuple(seed.shape)} {seed.dtype} on {seed.device}")
     return x
+
+
+def _check_types(tensors: Sequence[Tensor | None]) -> None:
+    dtypes = {t.dtype for t in tensors[:5] if t is not None}
+    if len(dtypes) > 1:
+        raise TypeError(f"x and the state must have one dtype; got {', '.join(map(str, dtypes))}")
+    if len({t.dtype for t in tensors[5:] if t is not None}) > 1:
+        raise TypeError("all weights must have one dtype")
 
 
 def _check_rows(x: Tensor, batch: int, batch_sizes: Tensor | None) -> None:
