@@ -80,7 +80,9 @@ def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None
     if name not in _kernels[op]:
         return f"{op} has no {name} kernel"
     if name == "cpp":
-        return native.WHY_NOT_LOADED if device == "cpu" else f"the C++ kernels run on CPU tensors, not on {device}"
+        # On meta tensors an op is its fake: shapes and types, nothing computed.
+        serves = device in ("cpu", "meta")
+        return native.WHY_NOT_LOADED if serves else f"the C++ kernels run on CPU tensors, not on {device}"
     if torch.float64 in dtypes:
         return "float64 runs on the backends cpp and reference"
     if name == "triton":
@@ -96,7 +98,7 @@ def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None
 
 def preferred(device: str) -> tuple[str, ...]:
     """The backends that "auto" tries on this kind of device, in order."""
-    return ("cpp",) if device == "cpu" else ("cuda", "triton")
+    return ("cpp",) if device in ("cpu", "meta") else ("cuda", "triton")
 
 
 def select(op: str, device: str, *dtypes: torch.dtype) -> str:

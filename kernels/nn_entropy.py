@@ -19,8 +19,9 @@ SCANNED_ROWS = 1024
 
 
 def nearest_neighbor(theta: Tensor, start: int, stop: int, p: int) -> tuple[Tensor, Tensor]:
-    """theta [N,D] float32 -> distance [R], index [R] int64 of rows start..stop-1; ties: the lowest index."""
+    """theta [N,D] float32 -> distance [R], index [R] int64 of rows start..stop-1 (stop < 0: all); ties: the lowest index."""
     theta = unit_columns(theta)
+    stop = theta.shape[0] if stop < 0 else stop
     if start == stop:
         return theta.new_empty(0), theta.new_empty(0, dtype=torch.int64)
     if p == 2 and theta.shape[0] > FEWEST_ROWS and theta.shape[1] >= FEWEST_FEATURES:
@@ -84,6 +85,7 @@ def nearest_neighbor_backward(
 ) -> Tensor:
     """grad, distance, index [N], theta [N,D] -> [stop-start,D], gradient of sum_i grad_i distance_i; deterministic."""
     n, features = theta.shape
+    stop = n if stop < 0 else stop
     theta, grad, distance, index = unit_columns(theta), grad.contiguous(), distance.contiguous(), index.contiguous()
     out = theta.new_empty(stop - start, features)
     if out.numel() == 0:

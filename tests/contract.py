@@ -210,6 +210,14 @@ class OpContract:
         program = torch.export.export(Module(), tuple(inputs))
         assert torch.equal(program.module()(*inputs), self.call(*inputs))
 
+    def test_16_meta_tensors(self):
+        """Shapes and types without values, forward and backward."""
+        inputs = [t.to("meta").requires_grad_() for t in self.inputs("medium")]
+        y, expected = self.call(*inputs), self.call(*self.inputs("medium"))
+        assert (y.device.type, y.shape, y.dtype) == ("meta", expected.shape, expected.dtype)
+        for t, grad in zip(inputs, torch.autograd.grad(y.sum(), inputs), strict=True):
+            assert (grad.shape, grad.dtype) == (t.shape, t.dtype)
+
     @pytest.mark.parametrize("dtype", LOW)
     def test_17_autocast(self, dtype):
         inputs = [t.requires_grad_() for t in self.inputs("medium")]

@@ -31,10 +31,10 @@ class _Contract(OpContract):
     def raw_op_calls_for(self, dtype):
         # The raw ops know float32 and float64; half types never reach them.
         theta = make_inputs(6, 5, dtype=torch.float32 if dtype == torch.float32 else torch.float64)
-        for bounds in ((0, 6), (2, 5), (3, 3)):
+        for bounds in ((0, 6), (2, 5), (3, 3), (0, -1)):
             yield OPS.nearest_neighbor_cpp.default, (theta, *bounds, self.p)
         found = OPS.nearest_neighbor_cpp(theta, 0, 6, self.p)
-        for bounds in ((0, 6), (2, 5)):
+        for bounds in ((0, 6), (2, 5), (0, -1)):
             yield OPS.nearest_neighbor_backward_cpp.default, (theta[:, 0].clone(), theta, *found, *bounds, self.p)
 
     def layouts(self, t):
@@ -193,9 +193,9 @@ def test_07_sizes(rows, features, p, dtype, offset):
 def test_rows_alone_equal_rows_of_the_whole(p, dtype):
     """start..stop of the raw ops, as ranks use them: bitwise, also where rows are decided by differences."""
     for theta in (make_inputs(75, 140, dtype=dtype), CLUSTERS["two tight clusters"]()[60:140].to(dtype)):
-        distance, index = OPS.nearest_neighbor_cpp(theta, 0, len(theta), p)
+        distance, index = OPS.nearest_neighbor_cpp(theta, 0, -1, p)  # -1: to the last
         grad = torch.randn(len(theta), dtype=dtype)
-        gradient = OPS.nearest_neighbor_backward_cpp(grad, theta, distance, index, 0, len(theta), p)
+        gradient = OPS.nearest_neighbor_backward_cpp(grad, theta, distance, index, 0, -1, p)
         for start, stop in ((0, 1), (10, 43), (70, len(theta)), (8, 8)):
             part = OPS.nearest_neighbor_cpp(theta, start, stop, p)
             assert torch.equal(part[0], distance[start:stop])

@@ -185,8 +185,12 @@ class Search {
   std::vector<Candidates> candidates_;
 };
 
-std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& theta_in, int64_t start, int64_t stop, int64_t p) {
+// A negative `stop`: up to the last row. So a graph of all rows holds no number of them.
+int64_t end_of(const Tensor& theta, int64_t stop) { return stop < 0 ? theta.size(0) : stop; }
+
+std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& theta_in, int64_t start, int64_t stop_in, int64_t p) {
   const Tensor theta = dense_rows(theta_in, 1);
+  const int64_t stop = end_of(theta, stop_in);
   Tensor distance = torch::stable::new_empty(theta, {stop - start});
   Tensor index = torch::stable::new_empty(theta, {stop - start}, ScalarType::Long);
   if (start < stop)
@@ -238,9 +242,9 @@ Pairs pairs_of(const Tensor& grad, const Tensor& distance, const int64_t* index,
 }
 
 Tensor nearest_neighbor_backward(const Tensor& grad, const Tensor& theta_in, const Tensor& distance,
-                                 const Tensor& index_in, int64_t start, int64_t stop, int64_t p) {
+                                 const Tensor& index_in, int64_t start, int64_t stop_in, int64_t p) {
   const Tensor theta = dense_rows(theta_in, 1), index = torch::stable::contiguous(index_in);
-  const int64_t features = theta.size(1);
+  const int64_t features = theta.size(1), stop = end_of(theta, stop_in);
   Tensor gradient = torch::stable::new_empty(theta, {stop - start, features});
   if (gradient.numel() == 0) return gradient;
   const Rows rows = rows_of(theta);

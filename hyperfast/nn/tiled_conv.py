@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.checks import autocast_type
 from ..ops.tiled_conv import assemble_kernels
 from .hyper_lstm import check_positive
 
@@ -137,9 +138,7 @@ class Assembly:
 
     def _get(self) -> tuple[list[Tensor], Tensor]:
         """Kernels and penalty; made again where autocast or the grad mode is not what it was when they were made."""
-        device = self._now[0].device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        mode = torch.is_grad_enabled(), autocast
+        mode = torch.is_grad_enabled(), autocast_type(self._now[0].device.type)
         if mode not in self._made:
             self._made[mode] = self._generator.assemble([m.embedding for m in self._convolutions], penalty=True)
         return self._made[mode]

@@ -42,9 +42,23 @@ def _listed(values: dict) -> str:
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
+def autocast_type(device: str) -> torch.dtype | None:
+    """The type of autocast on this kind of device; None where it is off, or where there is none (meta)."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def autocast(device: str, *tensors: Any) -> tuple[Any, ...]:
     """Under autocast, every tensor in the autocast dtype, as nn.Linear takes them; otherwise unchanged."""
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_type(device)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def float32_under_autocast(tensor: Tensor) -> Tensor:
+    """Under autocast in float32 (float64 stays), for the ops that run in it; otherwise unchanged."""
+    if autocast_type(tensor.device.type) is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.float()

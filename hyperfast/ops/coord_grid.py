@@ -18,7 +18,7 @@ from ..plan import DropoutStage, NormStage, Plan
 from ..plan_steps import Steps, flat, inputs_of, steps_of
 from ..reference import coord_grid as reference
 from ..reference.coord_grid import WINDOWS, Geometry, Patches
-from .checks import check_size, check_tensor, check_together
+from .checks import check_size, check_tensor, check_together, float32_under_autocast
 from .coord_grid_autograd import run_grid, run_render
 from .coord_grid_norms import Statistics, folded
 
@@ -171,8 +171,7 @@ def _checked(theta: Tensor, net: Any, axes: int, extra: Tensor | None) -> tuple[
         raise ValueError(
             f"net must take {axes + extras} inputs, a coordinate for each of {axes} axes and extra's {extras}; it takes {takes}"
         )
-    if torch.is_autocast_enabled(theta.device.type) and theta.dtype != torch.float64:
-        theta = theta.float()
+    theta = float32_under_autocast(theta)
     if extra is None or not extras:
         return theta, None
     return theta, extra.to(reference.computed(theta.dtype)).expand(theta.shape[0], extras)

@@ -19,7 +19,7 @@ from .. import backends, native
 from ..plan import Plan
 from ..plan_gauge import GaugeRow
 from ..reference import gauge as reference
-from .checks import check_size, check_tensor
+from .checks import check_size, check_tensor, float32_under_autocast
 
 backends.register("fix_gauge", "cpp", "triton")
 
@@ -59,8 +59,7 @@ def fix_gauge(theta: Tensor, net: Any, logits: bool = True) -> Tensor:
     check_size("theta", theta, 1, plan.num_weights, "net's number of weights")
     if plan.num_weights >= 2**31:
         raise ValueError(f"net must have less than 2^31 weights; got {plan.num_weights}")
-    if torch.is_autocast_enabled(theta.device.type) and theta.dtype != torch.float64:
-        theta = theta.float()
+    theta = float32_under_autocast(theta)
     rows = plan.gauge.rows(logits)
     chosen = backends.select("fix_gauge", theta.device.type, theta.dtype)
     if chosen == "reference" or not rows:

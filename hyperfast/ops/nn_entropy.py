@@ -22,6 +22,9 @@ from .checks import check_tensor
 backends.register("nearest_neighbor", "cpp", "triton")
 
 
+# start and stop of the raw ops. With the number of rows in their place a traced graph would hold for that number alone.
+ALL_ROWS = 0, -1
+
 # ---- public -----------------------------------------------------------------------------------------
 
 
@@ -108,7 +111,7 @@ class NearestNeighbor(torch.autograd.Function):
 
     @staticmethod
     def forward(theta, p, chosen):
-        return getattr(torch.ops.hyperfast, f"nearest_neighbor_{chosen}")(theta, 0, theta.shape[0], p)
+        return getattr(torch.ops.hyperfast, f"nearest_neighbor_{chosen}")(theta, *ALL_ROWS, p)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -132,7 +135,7 @@ class NearestNeighborBackward(torch.autograd.Function):
     @staticmethod
     def forward(grad, theta, distance, index, p, chosen):
         op = getattr(torch.ops.hyperfast, f"nearest_neighbor_backward_{chosen}")
-        return op(grad, theta, distance, index, 0, theta.shape[0], p)
+        return op(grad, theta, distance, index, *ALL_ROWS, p)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -163,24 +166,28 @@ class NearestNeighborBackward(torch.autograd.Function):
 # ---- raw ops ----------------------------------------------------------------------------------------
 
 
+def _rows(n: int, start: int, stop: int) -> int:
+    return (n if stop < 0 else stop) - start
+
+
 def _fake(theta, start, stop, p):
-    rows = stop - start
+    rows = _rows(theta.shape[0], start, stop)
     return theta.new_empty((rows,)), theta.new_empty((rows,), dtype=torch.int64)
 
 
 def _fake_backward(grad, theta, distance, index, start, stop, p):
-    return theta.new_empty((stop - start, theta.shape[1]))
+    return theta.new_empty((_rows(theta.shape[0], start, stop), theta.shape[1]))
 
 
 def _flops(theta, start, stop, p, **_) -> int:
     """Two for each feature of each pair that has one of these rows, each pair once."""
-    rows, own = theta[0], stop - start
+    rows, own = theta[0], _rows(theta[0], start, stop)
     return 2 * theta[1] * (own * (rows - own) + own * (own - 1) // 2)
 
 
 def _flops_backward(grad, theta, distance, index, start, stop, p, **_) -> int:
     """A difference scaled and added, for both rows of a pair."""
-    return 4 * (stop - start) * theta[1]
+    return 4 * _rows(theta[0], start, stop) * theta[1]
 
 
 def _triton(name: str):

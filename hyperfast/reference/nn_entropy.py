@@ -58,7 +58,7 @@ def nearest_neighbor_backward(
 
 def entropy_of(distance: Tensor, features: int, dim: float | None, eps: float) -> Tensor:
     """psi(N) + dim/N * sum_i log(d_i + eps), nats up to a constant. distance [N] -> scalar; dim=None: features."""
-    psi = torch.digamma(distance.new_full((), distance.shape[0]))
+    psi = torch.digamma(distance.new_ones(()) * distance.shape[0])  # new_full would fix N in a traced graph
     return psi + (features if dim is None else dim) * torch.log(distance + eps).mean()
 
 
