@@ -57,7 +57,7 @@ def train(
         steps: of the optimiser.
         seed: of the initial weights, of the random order of the rows, and of dropout.
         same_batches: whether all members see the same inputs and targets.
-        batch_size: n, where batches are tensors.
+        batch_size: n, where batches are tensors; all of their rows where they have fewer.
         progress: called as progress(done, steps) after every step.
         group: a torch.distributed process group or DeviceMesh of one dimension, whose ranks share the members out.
             Every rank calls with the same arguments, and batches give what all members see; a rank takes its own
@@ -116,10 +116,10 @@ def _as_batches(
         total = inputs.shape[0]
         if targets.dim() < 1 or targets.shape[0] != total:
             raise ValueError(f"batches[1] must have a target for each of {total} inputs; got {tuple(targets.shape)}")
-        if batch_size > total:
-            raise ValueError(f"batch_size must be at most the {total} inputs in batches; got {batch_size}")
+        if total == 0:
+            raise ValueError("batches must have at least one input; got none")
         orders, kept = (1, range(1)) if same_batches else (members, own)
-        rows = _Rows(total, orders, kept, batch_size, generator)
+        rows = _Rows(total, orders, kept, min(batch_size, total), generator)
 
         def draw(step: int) -> Batch:
             index = rows.draw().to(inputs.device)

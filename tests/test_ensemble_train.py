@@ -129,6 +129,11 @@ def test_tensors_are_drawn_without_replacement_in_an_order_of_each_member():
     assert torch.equal(theta, again)
 
 
+def test_fewer_inputs_than_a_batch_are_all_taken():
+    rows, *_ = recorded(same=False, total=4, steps=3)
+    assert torch.equal(rows.sort(-1).values, torch.arange(4).expand(3, MEMBERS, 4))
+
+
 def test_same_batches_are_one_order():
     rows, *_ = recorded(same=True)
     assert torch.equal(rows, rows[:, :1].expand_as(rows))
@@ -227,7 +232,7 @@ PAIR = (torch.zeros(40, 6), torch.zeros(40, dtype=torch.long))
         ({"members": 2.5}, ValueError, "members must be a whole number"),
         ({"steps": -1}, ValueError, "steps must be a whole number of at least 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
-        ({"batch_size": 41}, ValueError, "batch_size must be at most the 40 inputs in batches; got 41"),
+        ({"batches": (torch.rand(0, 5), torch.rand(0))}, ValueError, "batches must have at least one input"),
         ({"batches": 3}, TypeError, "batches must be a pair of tensors.*got int"),
         ({"batches": PAIR[0]}, TypeError, "batches must be a pair of tensors.*got Tensor"),
         ({"batches": (PAIR[0], PAIR[1][:9])}, ValueError, r"batches\[1\] must have a target for each of 40 inputs"),

@@ -113,6 +113,18 @@ def test_two_chunks_equal_the_whole():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [hf.nn.HyperLSTM, hf.nn.LayerNormLSTM])
+def test_layers_begin_in_half_types(kind, dtype):
+    m = kind(3, 20, dtype=dtype)
+    assert {p.dtype for p in m.parameters()} == {dtype}
+    square = m.weight_hh_l0.float()
+    torch.testing.assert_close(square.T @ square, torch.eye(20), rtol=0, atol=8 * torch.finfo(dtype).eps)
+    lstm = nn.LSTM(3, 20, dtype=dtype)
+    x = torch.randn(5, 2, 3, dtype=dtype)
+    torch.testing.assert_close(kind.from_lstm(lstm)(x)[0], lstm(x)[0], rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [hf.nn.HyperLSTM, hf.nn.LayerNormLSTM, hf.nn.HyperRNN])
 def test_17_autocast_of_layers_and_chunks(kind, dtype):
     """A second layer reads what the first wrote in autocast's type, and a second call its state, beside a float32 x."""

@@ -72,7 +72,7 @@ class _Recurrence(nn.Module):
     def _reset_cell(self, prefix: str, layer: int, layer_norm: bool) -> None:
         """Appendix A.2.3: orthogonal weights (of all gates together), biases 0, layer norm at 1 and 0."""
         for name in ("weight_ih", "weight_hh"):
-            nn.init.orthogonal_(self._get(prefix + name, layer))
+            orthogonal_(self._get(prefix + name, layer))
         nn.init.zeros_(self._get(f"{prefix}bias", layer))
         if layer_norm:
             nn.init.ones_(self._get(f"{prefix}ln_weight", layer))
@@ -101,6 +101,13 @@ class _Recurrence(nn.Module):
             per_layer = [s.last(states[part], state[part][layer]) for layer, states in enumerate(every)]
             ends.append(torch.stack(per_layer))
         return rows, tuple(ends), every
+
+
+@torch.no_grad()
+def orthogonal_(weight: Tensor) -> None:
+    """nn.init.orthogonal_ for any floating type: PyTorch has no QR decomposition of half types."""
+    drawn = weight if weight.dtype == torch.float64 else torch.empty_like(weight, dtype=torch.float32)
+    weight.copy_(nn.init.orthogonal_(drawn))
 
 
 def check_positive(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..ops.hyper_lstm_rnn import hyper_rnn
 from ..reference.hyper_lstm import Scaling
 from ..reference.hyper_lstm_rnn import NONLINEARITIES, RNNCell
-from .hyper_lstm import check_positive
+from .hyper_lstm import check_positive, orthogonal_
 from .hyper_lstm_sequences import Sequences
 
 
@@ -87,7 +87,7 @@ class HyperRNN(nn.Module):
         for name, p in self.named_parameters():
             if name.startswith(("weight_", "hyper_weight_")):
                 matrix = torch.empty(p.shape[:2], device=p.device, dtype=p.dtype)
-                nn.init.orthogonal_(matrix)
+                orthogonal_(matrix)
                 p.copy_(matrix if p.dim() == 2 else (matrix / self.embedding_size).unsqueeze(2).expand_as(p))
             elif name.startswith("z_b"):
                 nn.init.normal_(p, std=0.01)
