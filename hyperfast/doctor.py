@@ -115,12 +115,12 @@ def _smoke_linear(device: str) -> torch.Tensor:
     return batched_linear(x, weight, activation="tanh")
 
 
-def _smoke_conv2d(device: str) -> torch.Tensor:
+def _smoke_conv2d(device: str, dilation: int = 1) -> torch.Tensor:
     from .ops import batched_conv2d
 
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.rand(shape, generator=generator).to(device) for shape in ((2, 3, 1, 6, 6), (2, 4, 1, 3, 3)))
-    return batched_conv2d(x, weight, padding=1, pool=2)
+    return batched_conv2d(x, weight, padding=1, pool=2, dilation=dilation)
 
 
 def _smoke_cnn(device: str) -> torch.Tensor:
@@ -237,6 +237,7 @@ _SMOKE: dict[str, Callable[[str], torch.Tensor]] = {
     "batched_linear": _smoke_linear,
     "batched_cnn": _smoke_cnn,
     "batched_conv2d": _smoke_conv2d,
+    "batched_cnn_dilated_or_grouped": partial(_smoke_conv2d, dilation=2),
     "coord_grid_dropout": _smoke_grid_dropout,
     "dropout": _smoke_dropout,
     "ensemble_sums": _smoke_ensemble,
@@ -292,10 +293,11 @@ def describe(report: dict[str, Any]) -> str:
         "GPU: " + (", ".join(f"{g['name']} ({g['architecture']})" for g in report["gpu"]) or "none"),
         "",
     ]
+    wide = max(map(len, report["ops"]))
     for op, devices in report["ops"].items():
         for device, state in devices.items():
-            lines.append(f"{op:16} {device:5} -> {state['serves']:10} smoke test: {state['smoke_test']}")
-            lines += [f"{'':26}not {name}: {reason}" for name, reason in state["why_not"].items()]
+            lines.append(f"{op:{wide}} {device:5} -> {state['serves']:10} smoke test: {state['smoke_test']}")
+            lines += [f"{'':{wide + 10}}not {name}: {reason}" for name, reason in state["why_not"].items()]
     lines.append("")
     if not report["problems"]:
         lines.append("no problems found")

@@ -102,10 +102,17 @@ class Conv:
     bias: bool = True
     activation: Activation = IDENTITY
     pool: int = 1
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        return (self.out_channels, self.in_channels, *self.kernel_size)
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel computes it; dilated and grouped ones run on the reference."""
+        return self.dilation == (1, 1) and self.groups == 1
 
     @property
     def num_weights(self) -> int:
@@ -114,9 +121,9 @@ class Conv:
     def conv_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the convolution's output, before pooling."""
         high, wide = (
-            (size + 2 * padding - kernel) // stride + 1
-            for size, kernel, stride, padding in zip(
-                (height, width), self.kernel_size, self.stride, self.padding, strict=True
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(
+                (height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True
             )
         )
         return high, wide
@@ -129,7 +136,9 @@ class Conv:
     def __str__(self) -> str:
         kernel = "x".join(map(str, self.kernel_size))
         pool = f", max-pool {self.pool}" if self.pool > 1 else ""
-        return f"{self.in_channels}->{self.out_channels} {kernel} ({self.activation}{pool})"
+        dilation = f", dilation {'x'.join(map(str, self.dilation))}" if self.dilation != (1, 1) else ""
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.in_channels}->{self.out_channels} {kernel}{dilation}{groups} ({self.activation}{pool})"
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,11 @@ class CNN:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("layers must be at least one convolution; got none")
+
+    @property
+    def op(self) -> str:
+        """The op that computes it, as hf.doctor() lists it."""
+        return "batched_cnn" if all(layer.has_kernel for layer in self.layers) else "batched_cnn_dilated_or_grouped"
 
     @property
     def num_weights(self) -> int:
@@ -218,7 +232,10 @@ class CNNStage(Stage):
     """A run of convolutions, each with its activation and max-pool, one kernel."""
 
     cnn: CNN
-    served_by = "batched_cnn"
+
+    @property
+    def served_by(self) -> str:  # type: ignore[override]
+        return self.cnn.op
 
     @property
     def num_weights(self) -> int:

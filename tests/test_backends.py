@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +89,16 @@ def test_doctor(capsys):
     assert json.loads(capsys.readouterr().out)["versions"]["torch"] == torch.__version__
     assert cli.main(["doctor"]) == 0
     assert "batched_mlp" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    command = [sys.executable, "-m", "hyperfast.cli", "doctor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as doctor:
+        doctor.stdout.close()
+        told = doctor.stderr.read()
+    assert doctor.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told
 
 
 def test_doctor_reports_a_wrong_kernel(monkeypatch):

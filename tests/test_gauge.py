@@ -242,6 +242,8 @@ def plan_of(*layers):
          "0.2 (the residual connection '0' takes its outputs)"),
         ([nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 2)], "none", "0 (layer '2' reads rows of its planes)"),
         ([nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)], "0", "2 (no layer reads its outputs)"),
+        ([nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 3)], "2",
+         "0 (layer '2' reads its outputs in groups)"),
     ],
 )  # fmt: skip
 def test_the_plan_says_which_layers_are_left_alone_and_why(layers, scaled, words):

@@ -389,7 +389,7 @@ def test_flop_counter():
         ({"stride": 0}, ValueError, "stride must be one or two numbers of at least 1; got 0"),
         ({"padding": (1, -1)}, ValueError, r"padding must be one or two numbers of at least 0; got \(1, -1\)"),
         ({"bias": torch.zeros(2, 5)}, ValueError, "bias must have size 4 in dimension 1"),
-        ({"weight": torch.zeros(2, 4, 3, 3)}, ValueError, r"weight must have shape \[B,O,C,kh,kw\]"),
+        ({"weight": torch.zeros(2, 4, 3, 3)}, ValueError, r"weight must have shape \[B,O,C/groups,kh,kw\]"),
         ({"activation": "swoosh"}, ValueError, "activation must be one of identity, relu"),
     ],
 )

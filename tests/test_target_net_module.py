@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accuracy import error
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import hyperfast as hf
+from hyperfast import backends
 from hyperfast.models import targets
 from hyperfast.plan import FlattenStage, MLPStage, ResidualStage
 
@@ -74,6 +76,43 @@ def test_equals_functional_call(name, own):
     for o, p, e in zip((y, *ours), (expected, *plain), exact, strict=True):
         assert o.shape == p.shape
         assert error(o, e) <= 2 * error(p, e) + 1e-6
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_dilated_and_grouped_convolutions_run_on_the_reference(own):
+    template = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6, padding="same", dilation=(2, 1)), nn.SiLU(),
+        nn.MaxPool2d(2), nn.Conv2d(6, 4, 2, groups=2, bias=False), nn.Tanh(), nn.Conv2d(4, 3, 3, stride=2), nn.Flatten(),
+    )  # fmt: skip
+    net = hf.nn.TargetNet(template)
+    general = "batched_cnn_dilated_or_grouped"
+    assert [stage.served_by for stage in net.plan.stages] == ["batched_cnn", general, "batched_cnn", "torch"]
+    assert net.num_weights == sum(p.numel() for p in template.parameters())
+    assert net.plan.flops_per_row((2, 11, 12)) == 2 * (108 * 132 + 54 * 120 + 48 * 20 + 108 * 2)  # windows' pixels
+    theta, x = net.init(4).requires_grad_(), torch.randn((4, 5, 2, 11, 12) if own else (5, 2, 11, 12)).requires_grad_()
+    backends._warned.clear()
+    with pytest.warns(hf.HyperfastFallbackWarning, match=f"{general} has no cpp kernel"):
+        y = net(x, theta)
+    expected = oracle(template, theta, x, net, own)
+    torch.testing.assert_close(y, expected)
+    for ours, plain in zip(*(torch.autograd.grad(out.sin().sum(), (x, theta)) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(ours, plain)
+    with hf.backend("cpp"), pytest.raises(RuntimeError, match=f"can't serve {general}"):
+        net(x, theta)
+
+
+def test_batched_conv2d_dilated_and_grouped():
+    x, weight, bias = torch.randn(3, 2, 4, 9, 8), torch.randn(3, 6, 2, 3, 2), torch.randn(3, 6)
+    options = {"stride": (2, 1), "padding": 1, "dilation": (1, 2), "groups": 2}
+    with hf.backend("reference"):
+        y = hf.ops.batched_conv2d(x, weight, bias, activation="relu", pool=2, **options)
+    for b in range(3):
+        expected = F.max_pool2d(F.conv2d(x[b], weight[b], bias[b], **options).relu(), 2)
+        torch.testing.assert_close(y[b], expected)
+    with pytest.raises(ValueError, match="groups must divide weight's 6 output channels; got 4"):
+        hf.ops.batched_conv2d(x, weight, groups=4)
+    with pytest.raises(ValueError, match="dilation must be one or two numbers of at least 1; got 0"):
+        hf.ops.batched_conv2d(x, weight, groups=2, dilation=0)
 
 
 def test_theta_is_parameters_to_vector():
@@ -225,7 +264,11 @@ def test_dropout_only_in_training():
         (nn.Sequential(nn.Sequential(nn.Softmax(0))), TypeError, "layer '0.0' is a Softmax"),
         (nn.Sequential(nn.Linear(3, 2), nn.Linear(4, 2)), ValueError, "layer '1' takes 4 features but gets 2"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(2, 4, 3)), ValueError, "layer '1' takes 2 channels but gets 4"),
-        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), ValueError, "layer '0': Conv2d with groups=2"),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding_mode="reflect")),
+            ValueError,
+            "layer '0': Conv2d with padding_mode='ref",
+        ),
         (nn.Sequential(nn.Conv2d(4, 4, 2, padding="same")), ValueError, "odd kernel sizes"),
         (nn.Sequential(nn.Flatten(0)), ValueError, r"Flatten\(0, -1\) is not supported"),
         (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), ValueError, "ceil_mode=True is not supported"),

@@ -134,6 +134,9 @@ def _conv2d_run(layers: list[Named], at: int) -> tuple[Stage, int]:
         name, conv = layers[at]
         if convs and conv.in_channels != convs[-1].out_channels:
             raise ValueError(f"layer {name!r} takes {conv.in_channels} channels but gets {convs[-1].out_channels}")
+        plain = conv.dilation == (1, 1) and conv.groups == 1
+        if convs and plain != convs[-1].has_kernel:  # what has a kernel keeps it
+            break
         padding = _checked_padding(name, conv)
         activation, at, more = _following_activation(layers, at + 1)
         names, pool = (*names, name, *more), 1
@@ -143,26 +146,25 @@ def _conv2d_run(layers: list[Named], at: int) -> tuple[Stage, int]:
         convs.append(
             Conv(
                 conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
-                conv.bias is not None, activation, pool,
+                conv.bias is not None, activation, pool, conv.dilation, conv.groups,
             )
         )  # fmt: skip
     return CNNStage(names, CNN(tuple(convs))), at
 
 
 def _checked_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
-    """The padding in pixels of a convolution whose options the kernels know."""
-    wanted = {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-    for option, value in wanted.items():
-        if getattr(conv, option) != value:
-            raise ValueError(
-                f"layer {name!r}: Conv2d with {option}={getattr(conv, option)!r} is not supported, only {value!r}"
-            )
+    """The padding in pixels of a convolution."""
+    if conv.padding_mode != "zeros":
+        raise ValueError(
+            f"layer {name!r}: Conv2d with padding_mode={conv.padding_mode!r} is not supported, only 'zeros'"
+        )
     if conv.padding == "valid":
         return (0, 0)
     if conv.padding == "same":
-        if any(k % 2 == 0 for k in conv.kernel_size):
+        high, wide = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        if high % 2 or wide % 2:
             raise ValueError(f"layer {name!r}: padding='same' needs odd kernel sizes; got {conv.kernel_size}")
-        return (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        return (high // 2, wide // 2)
     return (int(conv.padding[0]), int(conv.padding[1]))
 
 

@@ -26,11 +26,15 @@ HOMOGENEOUS = ("identity", "relu", "leaky_relu")
 
 @dataclass(frozen=True)
 class _Weights:
-    """A layer with weights. `rows`: it reads rows of planes, so that neither its inputs nor its units are channels."""
+    """A layer with weights. `rows`: it reads rows of planes, so that neither its inputs nor its units are channels.
+
+    `groups`: of its inputs, each read by filters of its own.
+    """
 
     weight: Entry
     bias: Entry | None
     rows: bool = False
+    groups: int = 1
 
     @property
     def name(self) -> str:
@@ -77,6 +81,8 @@ def _layer(layer: _Weights | _Between, between: list[_Between], reader: _Weights
         why = "no layer reads its outputs"
     elif reader.rows:
         why = f"layer {reader.name!r} reads rows of its planes"
+    elif reader.groups > 1:
+        why = why or f"layer {reader.name!r} reads its outputs in groups"
     elif reader.weight.fan_in % filters:
         why = why or f"layer {reader.name!r} does not fit its outputs"
     bias = -1 if layer.bias is None else layer.bias.place.start
@@ -90,7 +96,7 @@ def _steps(stages: tuple[Stage, ...], entries: Iterator[Entry], planes: bool) ->
         match stage:
             case CNNStage():
                 for conv in stage.cnn.layers:
-                    steps += (_weights(entries, conv.bias), _activation(conv.activation))
+                    steps += (_weights(entries, conv.bias, groups=conv.groups), _activation(conv.activation))
                 planes = True
             case MLPStage():
                 for _, _, activation, bias in stage.mlp.layers():
@@ -124,6 +130,6 @@ def _activation(activation: Activation) -> _Between:
     )
 
 
-def _weights(entries: Iterator[Entry], has_bias: bool, rows: bool = False) -> _Weights:
+def _weights(entries: Iterator[Entry], has_bias: bool, rows: bool = False, groups: int = 1) -> _Weights:
     weight = next(entries)
-    return _Weights(weight, next(entries) if has_bias else None, rows)
+    return _Weights(weight, next(entries) if has_bias else None, rows, groups)

@@ -23,6 +23,7 @@ backends.register("batched_mlp", "cpp", "triton")
 backends.register("batched_linear", "cpp", "triton")
 backends.register("batched_cnn", "cpp", "triton")
 backends.register("batched_conv2d", "cpp", "triton")
+backends.register("batched_cnn_dilated_or_grouped")  # on the reference
 
 
 # ---- public -----------------------------------------------------------------------------------------
@@ -111,6 +112,9 @@ def batched_conv2d(
     padding: int | tuple[int, int] = 0,
     activation: str | Activation = "identity",
     pool: int = 1,
+    *,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
 ) -> Tensor:
     """B different convolutions at once: y[b, n] = maxpool(act(weight[b] * x[b, n] + bias[b])).
 
@@ -119,11 +123,12 @@ def batched_conv2d(
 
     Args:
         x: [B,N,C,H,W], or [N,C,H,W] shared by all B networks.
-        weight: [B,O,C,kh,kw].
+        weight: [B,O,C/groups,kh,kw].
         bias: [B,O] or None.
         stride, padding: of the convolution, in pixels, (y, x) or one number for both.
         activation: applied before pooling.
         pool: size and stride of a max-pool; 1: none.
+        dilation, groups: as in torch.nn.Conv2d. Other than 1 they have no kernel: the reference runs, with a warning.
 
     Returns:
         [B,N,O,H',W'] in x's dtype; accumulated in float32 (float64 for float64).
@@ -135,8 +140,11 @@ def batched_conv2d(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     check_tensor("x", x, (4, 5), "[B,N,C,H,W] or [N,C,H,W]")
-    check_tensor("weight", weight, (5,), "[B,O,C,kh,kw]")
+    check_tensor("weight", weight, (5,), "[B,O,C/groups,kh,kw]")
     networks, out_channels, in_channels, *kernel_size = weight.shape
+    if not isinstance(groups, int) or groups < 1 or out_channels % groups:
+        raise ValueError(f"groups must divide weight's {out_channels} output channels; got {groups!r}")
+    in_channels *= groups
     if x.dim() == 5:
         check_size("x", x, 0, networks, "weight's first dimension")
     check_size("x", x, -3, in_channels, "weight's input channels")
@@ -151,10 +159,11 @@ def batched_conv2d(
     fused = pool if pool <= LARGEST_FUSED_POOL else 1
     conv = Conv(
         in_channels, out_channels, (kernel_size[0], kernel_size[1]), stride, padding, bias is not None,
-        Activation.of(activation), fused,
+        Activation.of(activation), fused, _pair("dilation", dilation, 1), groups,
     )  # fmt: skip
     _check_image(x, conv)
-    y = _run("batched_conv2d", x, weight.flatten(1), bias, CNN((conv,)))
+    cnn = CNN((conv,))
+    y = _run("batched_conv2d" if conv.has_kernel else cnn.op, x, weight.flatten(1), bias, cnn)
     if pool == fused:
         return y
     return F.max_pool2d(y.flatten(0, 1), pool).unflatten(0, y.shape[:2])
@@ -173,7 +182,7 @@ def run_cnn(x: Tensor, theta: Tensor, cnn: CNN) -> Tensor:
         check_size("x", x, 0, theta.shape[0], "theta's first dimension")
     check_together(x=x, theta=theta)
     _check_image(x, *cnn.layers)
-    return _run("batched_cnn", x, theta, None, cnn)
+    return _run(cnn.op, x, theta, None, cnn)
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

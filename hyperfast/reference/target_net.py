@@ -70,9 +70,9 @@ def batched_mlp(x: Tensor, theta: Tensor, bias: Tensor | None, mlp: MLP) -> Tens
 
 
 def batched_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
-    """y[b, n] = maxpool(act(weight[b] * x[b, n] + bias[b])): one convolution with a group per network.
+    """y[b, n] = maxpool(act(weight[b] * x[b, n] + bias[b])): one convolution with groups of its own for each network.
 
-    x [B,N,C,H,W], or [N,C,H,W] shared; weight [B,O,C,kh,kw]; bias [B,O] or None -> [B,N,O,H',W'].
+    x [B,N,C,H,W], or [N,C,H,W] shared; weight [B,O,C/groups,kh,kw]; bias [B,O] or None -> [B,N,O,H',W'].
     """
     networks, out_channels = weight.shape[:2]
     if x.dim() == 4:
@@ -89,7 +89,8 @@ def batched_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -
         None if bias is None else bias.flatten().to(compute),
         conv.stride,
         conv.padding,
-        groups=networks,
+        conv.dilation,
+        networks * conv.groups,
     )
     h = activate(conv.activation, h)
     if conv.pool > 1:
