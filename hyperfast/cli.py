@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from . import __version__
+
 # Commands that experiments/commands.py reads the options of.
 _EXPERIMENTS = {
     "train": "train an experiment of the papers (hyperfast train --help lists them)",
@@ -48,6 +50,7 @@ def _run(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hyperfast", description="Neural networks whose weights are generated.")
+    parser.add_argument("--version", action="version", version=f"hyperfast {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what is installed, which backend serves which op and why not")

@@ -91,6 +91,12 @@ def test_doctor(capsys):
     assert "batched_mlp" in capsys.readouterr().out
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"hyperfast {hf.__version__}\n"
+
+
 def test_a_reader_that_leaves_is_no_traceback():
     command = [sys.executable, "-m", "hyperfast.cli", "doctor"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as doctor:
