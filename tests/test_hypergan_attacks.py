@@ -115,6 +115,51 @@ def test_attacks_are_those_written_out(theta, members):
     assert found.success["fgsm"][1].any()
 
 
+class Ensemble(torch.nn.Module):
+    """The members one after the other, with torch's own layers, in float64."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = theta
+
+    def forward(self, images):
+        return logits_of(self.theta, images.double())
+
+
+@pytest.mark.parametrize("members", [1, 4])
+def test_attacks_are_those_of_the_adversarial_robustness_toolbox(theta, members):
+    """Signs of gradients of nearly 0 apart; its steps are float32, ours are taken in float64."""
+    from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch  # ten seconds, and a GPU
+    from art.estimators.classification import PyTorchClassifier  # machine that runs other tests need not have it
+
+    theta = theta[:members].double()
+    data = labelled(theta)
+    images, labels = data.images[2:], data.labels[2:]
+    target = PyTorchClassifier(
+        Ensemble(theta), torch.nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+
+    def gradient(x):
+        return shared.loss_gradient(NET, theta, TASK.inputs, x, labels)
+
+    for epsilon in SETTINGS.attack_sizes:
+        bound, steps, size = torch.full((8,), epsilon), SETTINGS.pgd_steps, SETTINGS.pgd_step_size
+        theirs = {
+            "fgsm": FastGradientMethod(target, eps=epsilon),
+            "pgd": ProjectedGradientDescentPyTorch(target, eps=epsilon, eps_step=size, max_iter=steps, verbose=False),
+        }
+        ours = {
+            "fgsm": shared.fgsm(gradient, images.double(), bound),
+            "pgd": shared.pgd(gradient, images.double(), bound, steps, size),
+        }
+        for name, attack in theirs.items():
+            expected = torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+            assert ((ours[name] - expected).abs() < 1e-5).double().mean() > 0.999
+            fooled = [logits_of(theta, moved.double()).argmax(1) != labels for moved in (ours[name], expected)]
+            assert torch.equal(*fooled)
+    assert fooled[0].any()
+
+
 def test_judges_are_the_members_asked_for(theta):
     data, trained = labelled(theta[2:7]), Trained(NET, lambda i: theta[i], 0)
     found = attacks.judge(TASK, trained, 2, 5, data.images, data.labels)
