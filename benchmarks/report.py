@@ -28,8 +28,11 @@ def store(path: Path, rows: list[Row]) -> None:
 
 
 def load() -> list[Row]:
-    return [row for path in sorted(RESULTS.glob("*.json")) if not path.stem.startswith("triton")
+    """All rows, those of a family together."""
+    rows = [row for path in sorted(RESULTS.glob("*.json")) if not path.stem.startswith("triton")
             for row in json.loads(path.read_text())]  # fmt: skip
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    return sorted(rows, key=lambda row: families.index(row["family"]))
 
 
 def table(rows: list[Row]) -> str:
@@ -49,16 +52,30 @@ def table(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    lines = ["| case | direction | device | against the best PyTorch | against eager | commit |", "|" + " --- |" * 6]
-    for row in rows:
-        if row["quotable"] and row["best_baseline"]:
-            best = row["best_baseline"]
-            eager = f"{row['ratios']['eager']:.1f}×" if "eager" in row["ratios"] else "-"
-            lines.append(
-                f"| {row['family']}/{row['case']} | {row['mode']} | {row['device']}, {row['threads']} threads "
-                f"| {row['ratios'][best]:.1f}× ({best}) | {eager} | {row['commit']} |"
-            )
-    return "\n".join(lines) + "\n"
+    """A row a case, for each device: how many times as fast as the best of the baselines, and as eager PyTorch."""
+    parts = []
+    shown = [row for row in rows if row["quotable"] and row["best_baseline"]]
+    for device, threads in dict.fromkeys((row["device"], row["threads"]) for row in shown):
+        mine = [row for row in shown if (row["device"], row["threads"]) == (device, threads)]
+        lines = [
+            f"{device}, {threads} threads:",
+            "",
+            "| case | forward | forward and backward | commit |",
+            "|" + " --- |" * 4,
+        ]
+        for name in dict.fromkeys(f"{row['family']}/{row['case']}" for row in mine):
+            of = {row["mode"]: row for row in mine if f"{row['family']}/{row['case']}" == name}
+            cells = [_times(of[mode]) if mode in of else "" for mode in ("forward", "forward+backward")]
+            commits = ", ".join(dict.fromkeys(row["commit"] for row in of.values()))
+            lines.append("| " + " | ".join([name, *cells, commits]) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _times(row: Row) -> str:
+    ratios, best = row["ratios"], row["best_baseline"]
+    names = dict.fromkeys([best, "eager"] if "eager" in ratios else [best])
+    return ", ".join(f"{ratios[name]:.1f}× {name}" for name in names)
 
 
 def main() -> None:
