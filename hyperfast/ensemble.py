@@ -139,11 +139,17 @@ class _Share:
         self, x: Tensor | Iterable[Tensor], targets: Tensor | None, progress: Callable[[int, int], None] | None
     ) -> list[Sums]:
         """The sums of every batch; those of member_accuracy over all batches are in the last."""
+        if not isinstance(x, Tensor | Iterable):
+            raise TypeError(f"x must be a tensor or an iterable of tensors; got {type(x).__name__}")
         batches = [x] if isinstance(x, Tensor) else x
         count = len(batches) if isinstance(batches, Sized) else None
         parts: list[Sums] = []
         seen, own = 0, self.members
         for index, batch in enumerate(batches):
+            if not isinstance(batch, Tensor):
+                raise TypeError(
+                    f"x must be a tensor or an iterable of tensors; batch {index} is a {type(batch).__name__}"
+                )
             rows = batch.shape[0]
             labels = None if targets is None else _labels(targets, seen, rows, batch)
             sums = Sums(self.reduce, labels, self.total, batch.dtype)
@@ -195,6 +201,8 @@ def _as_sampler(net: TargetNet, members: Tensor | tuple[Sampler, int]) -> tuple[
 
     def checked(indices: Tensor) -> Tensor:
         theta = sampler(indices)
+        if not isinstance(theta, Tensor):
+            raise TypeError(f"the sampler must return a tensor theta [m,P]; got {type(theta).__name__}")
         if tuple(theta.shape) != (len(indices), net.num_weights):
             raise ValueError(
                 f"the sampler must return theta {(len(indices), net.num_weights)} for {len(indices)} indices; "
