@@ -139,6 +139,12 @@ def test_residual_names_and_module():
     f = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     x = torch.randn(5, 3)
     assert torch.equal(hf.nn.Residual(f)(x), x + f(x))
+    narrow = nn.Sequential(nn.Linear(3, 4), hf.nn.Residual(nn.Sequential(nn.Linear(4, 1))))
+    with pytest.raises(ValueError, match=r"Residual: f\(x\) must have x's shape \(5, 4\); got \(5, 1\)"):
+        narrow(x)
+    net = hf.nn.TargetNet(narrow)
+    with pytest.raises(ValueError, match=r"layer '1': f\(x\) must have x's shape \(2, 5, 4\); got \(2, 5, 1\)"):
+        net(x, net.init(2))
     with pytest.raises(TypeError, match=r"Residual takes an nn\.Sequential"):
         hf.nn.Residual(nn.Linear(3, 3))
 

@@ -36,7 +36,15 @@ class Residual(nn.Sequential):
         super().__init__(OrderedDict(f._modules))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        added = super().forward(x)
+        check_residual("Residual", x, added)
+        return x + added
+
+
+def check_residual(name: str, x: Tensor, added: Tensor) -> None:
+    """Raises ValueError unless f(x) has x's shape, behind the networks where x is shared by them: no broadcasting."""
+    if added.shape[added.dim() - x.dim() :] != x.shape:
+        raise ValueError(f"{name}: f(x) must have x's shape {tuple(x.shape)}; got {tuple(added.shape)}")
 
 
 class PerTargetNorm(nn.Module):

@@ -26,7 +26,7 @@ from ..plan import (
 )
 from ..reference.target_net import activate
 from .compiler import compile_template
-from .layers import PerTargetNorm
+from .layers import PerTargetNorm, check_residual
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
@@ -207,7 +207,9 @@ class _Run:
                 self.shared = False
                 return run_mlp(x, next(self.pieces), stage.mlp)
             case ResidualStage():
-                return x + self.stages(stage.stages, x)
+                added = self.stages(stage.stages, x)
+                check_residual(f"layer {stage.names[0]!r}", x, added)
+                return x + added
             case NormStage():
                 return self.norm(stage, x)
             case CNNStage():
