@@ -12,11 +12,8 @@ setup: $(READY)
 # A virtual environment with pinned packages, and an editable install with the native library built in it.
 $(READY): constraints.txt pyproject.toml $(NATIVE)
 	test -x $(PY) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt torch numpy triton
-	$(PY) -m pip install --quiet --constraint constraints.txt \
-	    scikit-build-core cmake ninja pytest pytest-xdist hypothesis ruff clang-format mypy \
-	    pillow matplotlib scikit-learn torchmetrics safetensors tyro rich
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PY) -m pip install --quiet --constraint constraints.txt torch scikit-build-core cmake ninja
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
 	touch $@
 
 demo: $(READY)
