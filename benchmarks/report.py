@@ -53,20 +53,17 @@ def table(rows: list[Row]) -> str:
 
 def headline(rows: list[Row]) -> str:
     """A row a case, for each device: how many times as fast as the best of the baselines, and as eager PyTorch."""
+    devices: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        if row["quotable"] and row["best_baseline"]:
+            cases = devices.setdefault(f"{row['device']}, {row['threads']} threads", {})
+            cases.setdefault(f"{row['family']}/{row['case']}", {})[row["mode"]] = row
     parts = []
-    shown = [row for row in rows if row["quotable"] and row["best_baseline"]]
-    for device, threads in dict.fromkeys((row["device"], row["threads"]) for row in shown):
-        mine = [row for row in shown if (row["device"], row["threads"]) == (device, threads)]
-        lines = [
-            f"{device}, {threads} threads:",
-            "",
-            "| case | forward | forward and backward | commit |",
-            "|" + " --- |" * 4,
-        ]
-        for name in dict.fromkeys(f"{row['family']}/{row['case']}" for row in mine):
-            of = {row["mode"]: row for row in mine if f"{row['family']}/{row['case']}" == name}
-            cells = [_times(of[mode]) if mode in of else "" for mode in ("forward", "forward+backward")]
-            commits = ", ".join(dict.fromkeys(row["commit"] for row in of.values()))
+    for device, cases in devices.items():
+        lines = [f"{device}:", "", "| case | forward | forward and backward | commit |", "|" + " --- |" * 4]
+        for name, modes in cases.items():
+            cells = [_times(modes[mode]) if mode in modes else "" for mode in ("forward", "forward+backward")]
+            commits = ", ".join(dict.fromkeys(row["commit"] for row in modes.values()))
             lines.append("| " + " | ".join([name, *cells, commits]) + " |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

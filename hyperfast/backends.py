@@ -73,6 +73,10 @@ TRITON_MISSING = None if importlib.util.find_spec("triton") else "triton is not 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
 
 
+# On meta tensors an op is its fake: shapes and types, nothing computed.
+_CPP_DEVICES = ("cpu", "meta")
+
+
 def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None:
     """None where backend `name` serves `op` for these types on this kind of device, else the reason."""
     if name == "reference":
@@ -80,8 +84,7 @@ def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None
     if name not in _kernels[op]:
         return f"{op} has no {name} kernel"
     if name == "cpp":
-        # On meta tensors an op is its fake: shapes and types, nothing computed.
-        serves = device in ("cpu", "meta")
+        serves = device in _CPP_DEVICES
         return native.WHY_NOT_LOADED if serves else f"the C++ kernels run on CPU tensors, not on {device}"
     if torch.float64 in dtypes:
         return "float64 runs on the backends cpp and reference"
@@ -98,7 +101,7 @@ def why_not(name: str, op: str, device: str, *dtypes: torch.dtype) -> str | None
 
 def preferred(device: str) -> tuple[str, ...]:
     """The backends that "auto" tries on this kind of device, in order."""
-    return ("cpp",) if device in ("cpu", "meta") else ("cuda", "triton")
+    return ("cpp",) if device in _CPP_DEVICES else ("cuda", "triton")
 
 
 def select(op: str, device: str, *dtypes: torch.dtype) -> str:

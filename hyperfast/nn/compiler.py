@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -134,21 +135,18 @@ def _conv2d_run(layers: list[Named], at: int) -> tuple[Stage, int]:
         name, conv = layers[at]
         if convs and conv.in_channels != convs[-1].out_channels:
             raise ValueError(f"layer {name!r} takes {conv.in_channels} channels but gets {convs[-1].out_channels}")
-        plain = conv.dilation == (1, 1) and conv.groups == 1
-        if convs and plain != convs[-1].has_kernel:  # what has a kernel keeps it
+        bare = Conv(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, _checked_padding(name, conv),
+            conv.bias is not None, dilation=conv.dilation, groups=conv.groups,
+        )  # fmt: skip
+        if convs and bare.has_kernel != convs[-1].has_kernel:  # what has a kernel keeps it
             break
-        padding = _checked_padding(name, conv)
         activation, at, more = _following_activation(layers, at + 1)
         names, pool = (*names, name, *more), 1
         if at < len(layers) and _is_plain_max_pool(layers[at][1]):
             pool = _pair(layers[at][1].kernel_size)[0]
             names, at = (*names, layers[at][0]), at + 1
-        convs.append(
-            Conv(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
-                conv.bias is not None, activation, pool, conv.dilation, conv.groups,
-            )
-        )  # fmt: skip
+        convs.append(replace(bare, activation=activation, pool=pool))
     return CNNStage(names, CNN(tuple(convs))), at
 
 

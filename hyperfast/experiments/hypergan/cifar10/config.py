@@ -22,7 +22,7 @@ class Config(ClassifierConfig):
 
 
 _PAPER = Config()
-# An hour and a quarter on one CPU core instead of days: see docs/hypergan.md.
+# 82 minutes of one busy CPU core instead of days: see docs/hypergan.md.
 _CPU = replace(
     _PAPER, own_images=True, pretraining_steps=600, pretraining_stop=0.0, steps=9_000, learning_rate_decay=0.99955,
     validate_every=500,
